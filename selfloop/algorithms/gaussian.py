@@ -1,0 +1,139 @@
+"""The Gaussian fit: the algorithm whose loops are understood in closed form.
+
+fit     mean m, covariance S (maximum likelihood divides by n, unbiased by n - 1), optionally shrunk to the sphere:
+        S <- (1 - a) S + a (tr S / d) I,  a given, or the oracle-approximating value of Chen et al. (2010)
+sample  from N(m, S) exactly, or as a diffusion model would: through N steps of a sampler on the exact score
+        -(S + sigma^2 I)^-1 (x - m). The moments of these steps are propagated exactly, so `law` is what is drawn.
+tune    a fraction eta of the way to the new fit, on the line of m and log S
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from annotated_types import Ge, Lt
+from numpy.random import Generator
+
+from selfloop import covariance
+from selfloop.component import AT_SAMPLING, component
+from selfloop.diffusion import sample as diffusion
+from selfloop.diffusion.sample import Sampler
+from selfloop.laws import Gaussian
+from selfloop.measure import Array, Data, Measure, Moments
+from selfloop.protocols import Work
+
+
+@dataclass(frozen=True)
+class GaussianModel:
+    """N(m, S) behind a sampler. `fitted` is what the data said; `law()` is what the sampler draws."""
+
+    fitted: Gaussian
+    sampler: Sampler
+
+    @cached_property
+    def _law(self) -> Gaussian:
+        if self.sampler.kind == "exact":
+            return self.fitted
+        return diffusion.law(self.denoise, self.sampler, self.fitted.batch, self.fitted.d)
+
+    @cached_property
+    def _spectrum(self) -> tuple[Array, Array]:
+        return covariance.eigh(self.fitted.cov)
+
+    def law(self) -> Gaussian:
+        """The law of the points drawn, after the sampler's steps."""
+        return self._law
+
+    def sample(self, n: int, rng: Generator, labels: Any = None, work: Work | None = None) -> Measure:
+        """n points (*batch, n, d) of `law()`."""
+        return self._law.sample(n, rng)
+
+    def draw(self, n: int, rng: Generator) -> Moments:
+        """The moments of n points of `law()`."""
+        return self._law.draw(n, rng)
+
+    def biased(self, bias: float) -> Gaussian:
+        """N(mean, bias * cov) of what the sampler draws."""
+        return self._law.biased(bias)
+
+    def denoise(self, x: Array, sigma: float, labels: Any = None) -> Array:
+        """D(x; sigma) = m + S (S + sigma^2)^-1 (x - m); x (*batch, k, d)."""
+        values, vectors = self._spectrum
+        mean = self.fitted.mean[..., None, :]
+        gain = values / (values + sigma**2)
+        if self.fitted.d == 1:
+            return mean + gain[..., None] * (x - mean)
+        return mean + np.einsum("...ki,...ij,...j,...lj->...kl", x - mean, vectors, gain, vectors, optimize=_DENOISE)
+
+    def state(self) -> dict[str, Array]:
+        """The fit: mean and cov."""
+        return self.fitted.state()
+
+
+_DENOISE = ["einsum_path", (1, 2), (0, 1), (0, 1)]
+
+
+@component
+class GaussianFit:
+    """Fit N(m, S) to the mean and covariance of the data; see the module for the formulas.
+
+    Raises ValueError if n <= d with neither shrinkage nor a larger sample: the covariance would be singular.
+    """
+
+    estimator: Literal["maximum_likelihood", "unbiased"] = "maximum_likelihood"
+    shrinkage: Annotated[float, Ge(0), Lt(1)] | Literal["oas"] = 0.0
+    sampler: Annotated[Sampler, AT_SAMPLING] = Sampler()
+
+    gives: ClassVar[frozenset[str]] = frozenset({"law", "draw", "denoise", "biased"})
+
+    def fit(self, data: Data, rng: Generator, work: Work | None = None) -> GaussianModel:
+        """The Gaussian of the data's weighted moments; data of points (*batch, n, d) or moments."""
+        moments = data.moments()
+        n, d = np.asarray(moments.n), moments.mean.shape[-1]
+        if self.shrinkage == 0 and not (n > d).all():
+            raise ValueError(
+                f"a covariance in d = {d} dimensions needs more than {d} points, got n = {float(n.min()):g}; "
+                "use more points or set shrinkage above 0"
+            )
+        cov = moments.cov
+        if self.estimator == "unbiased":
+            cov = cov * (n / (n - 1))[..., None, None]
+        return GaussianModel(Gaussian(moments.mean, self._shrunk(cov, n)), self.sampler)
+
+    def _shrunk(self, cov: Array, n: Array) -> Array:
+        d = cov.shape[-1]
+        if self.shrinkage == 0:
+            return cov
+        trace = np.trace(cov, axis1=-2, axis2=-1)
+        if self.shrinkage == "oas":
+            square = (cov**2).sum(axis=(-2, -1))
+            top = (1 - 2 / d) * square + trace**2
+            bottom = (n + 1 - 2 / d) * (square - trace**2 / d)
+            intensity = np.where(bottom > 0, np.minimum(top / np.where(bottom > 0, bottom, 1.0), 1.0), 1.0)[..., None, None]
+        else:
+            intensity = np.asarray(self.shrinkage)
+        return (1 - intensity) * cov + intensity * (trace / d)[..., None, None] * np.eye(d)
+
+    def restore(self, state: Mapping[str, Array]) -> GaussianModel:
+        """The model of a saved fit, behind this algorithm's sampler."""
+        return GaussianModel(Gaussian.restore(state), self.sampler)
+
+    def tune(
+        self, model: GaussianModel, data: Data, budgets: Sequence[float], rng: Generator, work: Work | None = None
+    ) -> Iterator[GaussianModel]:
+        """The models a fraction eta = budget of the way from `model` to the fit of `data`.
+
+        Raises ValueError for a budget outside [0, 1].
+        """
+        fitted = self.fit(data, rng)
+        for eta in budgets:
+            if not 0 <= eta <= 1:
+                raise ValueError(f"the budget of a closed form is the fraction eta in [0, 1] of the way to the new fit, got {eta}")
+            yield self.interpolate(model, fitted, eta)
+
+    def interpolate(self, a: GaussianModel, b: GaussianModel, t: float) -> GaussianModel:
+        """Mean m_a + t (m_b - m_a) and covariance exp(log S_a + t (log S_b - log S_a))."""
+        mean = a.fitted.mean + t * (b.fitted.mean - a.fitted.mean)
+        return GaussianModel(Gaussian(mean, covariance.interpolate(a.fitted.cov, b.fitted.cov, t)), self.sampler)

@@ -1,0 +1,175 @@
+"""SIMS: self-improvement by negative guidance from a model tuned on one's own samples.
+
+    base        = fit(data)
+    synthetic   = n_synthetic samples of the base
+    auxiliary   = base tuned on `synthetic` for `budget`
+    score       = (1 + omega) score_base - omega score_auxiliary
+
+Source: Alemohammad et al. (2024), "Self-Improving Diffusion Models with Synthetic Data", Algorithm 1.
+The auxiliary shows in which direction training on samples moves the model; guidance steps the other way. If it moved a
+fraction eta toward the fit of the base's own samples, the best guidance is omega = 1 / eta, about (see `selfloop.theory`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from numpy.random import Generator
+
+from selfloop.component import Count, NonNegative, Omega, component
+from selfloop.diffusion import guide
+from selfloop.diffusion import sample as diffusion
+from selfloop.laws import Gaussian
+from selfloop.measure import Array, Data, Measure, Moments
+from selfloop.protocols import Model, MomentModel, ScoreModel, Tunable, Work
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base model and the auxiliary that was tuned on the base's own samples."""
+
+    base: Any
+    auxiliary: Any
+
+    @classmethod
+    def fit(
+        cls, algorithm: Tunable, data: Data, n_synthetic: int, budget: float, rng: Generator, work: Work | None = None
+    ) -> "Pair":
+        """Fit the base to `data`, draw n_synthetic samples of it, tune it on them for `budget`.
+
+        Moments in, moments drawn: no points are made when the data has none. Each part draws from a stream of its own.
+        """
+        fit_rng, draw_rng, tune_rng = rng.spawn(3)
+        base = algorithm.fit(data, fit_rng, work and work.at("base"))
+        synthetic = drawn_like(data, base, n_synthetic, draw_rng, work and work.at("synthetic"))
+        auxiliary = next(iter(algorithm.tune(base, synthetic, [budget], tune_rng, work and work.at("auxiliary"))))
+        return cls(base, auxiliary)
+
+    def state(self) -> dict[str, Array]:
+        """Arrays of both, under the prefixes `base.` and `auxiliary.`."""
+        parts = {"base": self.base.state(), "auxiliary": self.auxiliary.state()}
+        return {f"{part}.{name}": values for part, state in parts.items() for name, values in state.items()}
+
+    @classmethod
+    def restore(cls, algorithm: Tunable, state: Mapping[str, Array]) -> "Pair":
+        """The pair of a saved state."""
+        base, auxiliary = (
+            algorithm.restore({key.removeprefix(part): values for key, values in state.items() if key.startswith(part)})
+            for part in ("base.", "auxiliary.")
+        )
+        return cls(base, auxiliary)
+
+
+def drawn_like(data: Data, model: Model, n: int, rng: Generator, work: Work | None = None) -> Data:
+    """n draws of the model in the form of `data`: moments if it is moments, else points.
+
+    Raises TypeError if moments are asked of a model that draws only points.
+    """
+    if isinstance(data, Moments):
+        if not isinstance(model, MomentModel):
+            raise TypeError(f"{type(model).__name__} cannot draw moments; set statistics: false")
+        return model.draw(n, rng)
+    return model.sample(n, rng, work=work)
+
+
+@dataclass(frozen=True)
+class SimsModel:
+    """A base model guided away from its auxiliary."""
+
+    pair: Pair
+    omega: float
+
+    @property
+    def sampler(self) -> Any:
+        """The sampler of the base."""
+        return self.pair.base.sampler
+
+    def denoise(self, x: Any, sigma: float, labels: Any = None) -> Any:
+        """(1 + omega) D_base(x; sigma) - omega D_auxiliary(x; sigma)."""
+        guided = guide.negative_guidance(
+            lambda y, s: self.pair.base.denoise(y, s, labels), lambda y, s: self.pair.auxiliary.denoise(y, s, labels), self.omega
+        )
+        return guided(x, sigma)
+
+    @cached_property
+    def _law(self) -> Gaussian | None:
+        base, auxiliary = self.pair.base, self.pair.auxiliary
+        if self.omega == 0:
+            return base.law()  # type: ignore[no-any-return]
+        if self.omega == -1:
+            return auxiliary.law()  # type: ignore[no-any-return]
+        plain = base.law()
+        if plain is None:
+            return None
+        if self.sampler.kind == "exact":
+            return guide.guided_law(plain, auxiliary.law(), self.omega)
+        return diffusion.law(self.denoise, self.sampler, plain.batch, plain.d)
+
+    def law(self) -> Gaussian | None:
+        """Exact law after the sampler's steps, if base and auxiliary are Gaussian; at omega = 0 the base's, bit for bit."""
+        return self._law
+
+    def sample(self, n: int, rng: Generator, labels: Any = None, work: Work | None = None) -> Measure:
+        """n points (*batch, n, *event), by the base's sampler on the guided denoiser."""
+        if self._law is not None:
+            return self._law.sample(n, rng)
+        if self.omega in (0, -1):
+            return (self.pair.base if self.omega == 0 else self.pair.auxiliary).sample(n, rng, labels, work)  # type: ignore[no-any-return]
+        probe = self.pair.base.shape(n)
+        points = diffusion.sample(lambda x, s: self.denoise(x, s, labels), self.sampler, probe, rng)
+        return Measure.uniform(points)
+
+    def draw(self, n: int, rng: Generator) -> Moments:
+        """The moments of n points, where the law is Gaussian. Raises TypeError where it is not."""
+        if self._law is None:
+            raise TypeError("only a Gaussian law draws moments; set statistics: false")
+        return self._law.draw(n, rng)
+
+    def biased(self, bias: float) -> Model:
+        """N(mean, bias * cov) of the guided law, where it is Gaussian. Raises TypeError where it is not."""
+        if self._law is None:
+            raise TypeError("sampling bias after guidance needs a Gaussian law")
+        return self._law.biased(bias)
+
+    def state(self) -> dict[str, Array]:
+        """The fits of base and auxiliary; omega is a setting of sampling and not part of it."""
+        return self.pair.state()
+
+
+@component
+class Sims:
+    """Self-improving by negative guidance, over any algorithm that can be tuned; omega changes without a new fit.
+
+    algorithm: the one improved; n_synthetic: samples of the base the auxiliary is tuned on; budget: how long, in the
+    algorithm's own unit (fraction eta in [0, 1] for closed forms, million images seen for networks);
+    omega >= -1: guidance strength, 0 = the base alone.
+    Raises ValueError from `fit` if the models have no denoiser.
+    """
+
+    algorithm: Tunable
+    n_synthetic: Count
+    budget: NonNegative
+    omega: Omega = 1.0
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What the inner algorithm gives, as far as guidance keeps it."""
+        inner: frozenset[str] = getattr(self.algorithm, "gives", frozenset())
+        return inner & {"law", "denoise", "draw", "biased"} if "law" in inner else inner & {"denoise"}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it needs of the inner algorithm's models."""
+        return frozenset({"denoise"})
+
+    def fit(self, data: Data, rng: Generator, work: Work | None = None) -> SimsModel:
+        """Algorithm 1: base, synthetic data, auxiliary; the guidance happens when the model is sampled."""
+        pair = Pair.fit(self.algorithm, data, self.n_synthetic, self.budget, rng, work)
+        if not isinstance(pair.base, ScoreModel):
+            raise ValueError(f"SIMS guides a denoiser and {type(pair.base).__name__} has none; use neon")
+        return SimsModel(pair, self.omega)
+
+    def restore(self, state: Mapping[str, Array]) -> SimsModel:
+        """The pair of a saved fit, at this algorithm's omega."""
+        return SimsModel(Pair.restore(self.algorithm, state), self.omega)

@@ -1,0 +1,133 @@
+"""The contracts. An algorithm turns data into a model; a loop trains it on its own samples; nothing else is assumed.
+
+Everything the loop drives, from a Gaussian fit to a network, satisfies these protocols structurally: no base class, no
+registration. `gives` lets an algorithm state what its models can do, so that a pair that does not fit is refused when the
+configuration is read and not after an hour; an algorithm without it is asked at run time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from numpy.random import Generator
+
+from selfloop.laws import Gaussian
+from selfloop.measure import Array, Data, Measure, Moments
+
+Streams = Callable[[int, str], Generator]
+"""(generation, role) -> random generator: a stream has a name, so that drawing more in one role moves no other."""
+
+GIVES = {
+    "law": "an exact Gaussian law",
+    "draw": "moments drawn without points (statistics: true)",
+    "denoise": "a denoiser D(x; sigma)",
+    "biased": "sampling bias",
+    "probabilities": "category probabilities",
+    "coefficients": "regression coefficients",
+}
+"""What a model may offer beyond `sample`, and the words for it in messages."""
+
+
+@runtime_checkable
+class Work(Protocol):
+    """Where a long fit keeps itself and says how far it is; closed forms ignore it."""
+
+    def at(self, name: str) -> "Work": ...
+    def load(self) -> dict[str, Array] | None: ...
+    def save(self, **arrays: Array) -> None: ...
+    def report(self, done: int, total: int, **numbers: float) -> None: ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What a fit gives: something to draw points from."""
+
+    def sample(self, n: int, rng: Generator, labels: Any = None, work: Work | None = None) -> Measure:
+        """n points in every member of the batch: points (*batch, n, *event)."""
+        ...
+
+    def law(self) -> Gaussian | None:
+        """The exact law of what `sample` draws, its sampler included, where that law is Gaussian; else None."""
+        ...
+
+    def state(self) -> dict[str, Array]:
+        """Plain arrays from which `Algorithm.restore` gives the model back."""
+        ...
+
+
+@runtime_checkable
+class MomentModel(Model, Protocol):
+    """A model whose samples can be replaced by their moments (`statistics: true`)."""
+
+    def draw(self, n: int, rng: Generator) -> Moments:
+        """The moments of n points, with the law they would have had, without the points."""
+        ...
+
+
+@runtime_checkable
+class ScoreModel(Model, Protocol):
+    """A diffusion-like model. sigma is the noise level; sigma = 0 is data; score = (D(x; sigma) - x) / sigma^2."""
+
+    @property
+    def sampler(self) -> Any: ...
+
+    def denoise(self, x: Any, sigma: float, labels: Any = None) -> Any:
+        """D(x; sigma) = E[x_0 | x_0 + sigma z = x]; x (*batch, n, *event)."""
+        ...
+
+
+@runtime_checkable
+class BiasedModel(Model, Protocol):
+    """A model that can be sampled with a bias."""
+
+    def biased(self, bias: float) -> Model:
+        """The model sampled with bias lambda > 0; 1 is unbiased, below 1 trades diversity for quality."""
+        ...
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """A recipe from data to model; it remembers nothing between two fits."""
+
+    def fit(self, data: Data, rng: Generator, work: Work | None = None) -> Model: ...
+
+    def restore(self, state: Mapping[str, Array]) -> Model:
+        """The model of `state`, under this algorithm's own settings of sampling (its guidance, its sampler)."""
+        ...
+
+
+@runtime_checkable
+class Tunable(Algorithm, Protocol):
+    """An algorithm that can move a model toward new data: what SIMS and Neon need of it."""
+
+    def tune(
+        self, model: Any, data: Data, budgets: Sequence[float], rng: Generator, work: Work | None = None
+    ) -> Iterator[Model]:
+        """One trajectory that starts at `model`; yields the model at each budget, in ascending order.
+
+        The unit of a budget is the algorithm's own: million images seen for networks; for closed forms the
+        fraction eta in [0, 1] of the way from `model` to the new fit.
+        """
+        ...
+
+    def interpolate(self, a: Any, b: Any, t: float) -> Model:
+        """The model with parameters a + t (b - a); t outside [0, 1] extrapolates."""
+        ...
+
+
+class Source(Protocol):
+    """p_r, the law of real data: one member per replicate, endless (a law) or finite (a data set)."""
+
+    def take(self, start: int, n: int, rng: Generator) -> Measure:
+        """Training rows start .. start + n - 1: new draws for a law, disjoint rows for a data set.
+
+        Raises ValueError when a data set holds fewer than start + n rows.
+        """
+        ...
+
+    def sample(self, n: int, rng: Generator) -> Measure:
+        """n points to compare with: new draws of a law, held-out rows of a data set."""
+        ...
+
+    def law(self) -> Gaussian | None:
+        """p_r itself where it is Gaussian, else None."""
+        ...
