@@ -7,7 +7,7 @@ A Gaussian fit sees its data only through n, the mean and the covariance. `Momen
 a loop over 10^5 replicates needs no points at all. `concatenate` and `Measure.reweighted` exist for both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, overload, runtime_checkable
 
@@ -198,6 +198,30 @@ class Moments:
 Data = Measure | Moments
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What a curator decided: the rows that stay, their weights, and a table over all rows it was shown.
+
+    index (m,): rows kept, ascending; weights (*batch, m), relative, 0 = dropped in that member of the batch alone;
+    table: columns over all input rows (score, cluster, class, reason), each (*batch, n), for files and reports.
+    """
+
+    index: Ints
+    weights: Array
+    table: Mapping[str, NDArray[Any]]
+
+    def apply(self, data: Measure) -> Measure:
+        """The data that stays, its own weights multiplied by the selection's and rescaled to add to one.
+
+        Raises ValueError if nothing is kept in a member of the batch.
+        """
+        kept = data.subset(self.index)
+        weights = kept.weights * self.weights
+        if not (weights.sum(axis=-1) > 0).all():
+            raise ValueError(f"a curator kept none of {data.n} points; relax its threshold")
+        return kept.reweighted(weights)
+
+
 @overload
 def concatenate(parts: Sequence[Measure], masses: Sequence[float] | None = None) -> Measure: ...
 @overload
@@ -267,3 +291,29 @@ def _join_marks(marks: list[Ints | None], measures: list[Measure]) -> Ints | Non
         return np.concatenate(present)
     full = [np.broadcast_to(mark, (*part.batch, part.n)) for mark, part in zip(present, measures, strict=True)]
     return np.concatenate(full, axis=-1)
+
+
+def finite(data: Data) -> NDArray[np.bool_]:
+    """Which members of the batch are finite throughout; shape (*batch,)."""
+    if isinstance(data, Moments):
+        return np.asarray(np.isfinite(data.mean).all(axis=-1) & np.isfinite(data.cov).all(axis=(-2, -1)))
+    points = np.asarray(data.points)
+    if not np.issubdtype(points.dtype, np.floating):
+        return np.ones(data.batch, dtype=bool)
+    return np.asarray(np.isfinite(points).all(axis=tuple(range(len(data.batch), points.ndim))))
+
+
+def with_members_of(data: Data, members: NDArray[np.bool_], other: Data) -> Data:
+    """`data`, but with the members (*batch,) marked True taken from `other`, whose points are repeated or cut to fit."""
+    if isinstance(data, Moments) and isinstance(other, Moments):
+        return Moments(
+            data.n,
+            np.where(members[..., None], other.mean, data.mean),
+            np.where(members[..., None, None], other.cov, data.cov),
+        )
+    if not isinstance(data, Measure) or not isinstance(other, Measure):
+        raise TypeError("members are exchanged between two measures or two moments")
+    axis = len(data.batch)
+    rows = np.take(np.asarray(other.points), np.arange(data.n) % other.n, axis=axis)
+    mask = members.reshape(*members.shape, *(1 for _ in range(1 + len(data.event))))
+    return replace(data, points=np.where(mask, rows, data.points))

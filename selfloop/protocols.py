@@ -11,20 +11,24 @@ from typing import Any, Protocol, runtime_checkable
 from numpy.random import Generator
 
 from selfloop.laws import Gaussian
-from selfloop.measure import Array, Data, Measure, Moments
+from selfloop.measure import Array, Data, Measure, Moments, Selection
 
 Streams = Callable[[int, str], Generator]
 """(generation, role) -> random generator: a stream has a name, so that drawing more in one role moves no other."""
 
 GIVES = {
     "law": "an exact Gaussian law",
-    "draw": "moments drawn without points (statistics: true)",
+    "draw": "moments drawn without points",
     "denoise": "a denoiser D(x; sigma)",
     "biased": "sampling bias",
     "probabilities": "category probabilities",
     "coefficients": "regression coefficients",
+    "modes": "modes",
+    "labels": "class labels",
+    "categories": "categories",
+    "regression": "a regression of its last coordinate",
 }
-"""What a model may offer beyond `sample`, and the words for it in messages."""
+"""What a model or a source of real data may offer beyond its samples, in the words of messages."""
 
 
 @runtime_checkable
@@ -114,11 +118,19 @@ class Tunable(Algorithm, Protocol):
         ...
 
 
+@runtime_checkable
+class Curator(Protocol):
+    """A map from data to data: which rows stay, and with what weight."""
+
+    def __call__(self, data: Any, rng: Generator, work: Work | None = None) -> Selection: ...
+
+
+@runtime_checkable
 class Source(Protocol):
     """p_r, the law of real data: one member per replicate, endless (a law) or finite (a data set)."""
 
-    def take(self, start: int, n: int, rng: Generator) -> Measure:
-        """Training rows start .. start + n - 1: new draws for a law, disjoint rows for a data set.
+    def take(self, start: int, n: int, rng: Generator, statistics: bool = False) -> Data:
+        """Training rows start .. start + n - 1: new draws of a law, disjoint rows of a data set; moments if `statistics`.
 
         Raises ValueError when a data set holds fewer than start + n rows.
         """
@@ -131,3 +143,15 @@ class Source(Protocol):
     def law(self) -> Gaussian | None:
         """p_r itself where it is Gaussian, else None."""
         ...
+
+
+def drawn_like(data: Data, model: Model, n: int, rng: Generator, work: Work | None = None) -> Data:
+    """n draws of the model in the form of `data`: moments if it is moments, else points.
+
+    Raises TypeError if moments are asked of a model that draws only points.
+    """
+    if isinstance(data, Moments):
+        if not isinstance(model, MomentModel):
+            raise TypeError(f"{type(model).__name__} cannot draw moments; set statistics: false")
+        return model.draw(n, rng)
+    return model.sample(n, rng, work=work)

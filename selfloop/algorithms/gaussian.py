@@ -19,7 +19,8 @@ from numpy.random import Generator
 from selfloop import covariance
 from selfloop.component import AT_SAMPLING, component
 from selfloop.diffusion import sample as diffusion
-from selfloop.diffusion.sample import Sampler
+from selfloop.diffusion.sample import Denoise, Sampler
+from selfloop.diffusion.score import gaussian_denoiser
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Data, Measure, Moments
 from selfloop.protocols import Work
@@ -39,8 +40,8 @@ class GaussianModel:
         return diffusion.law(self.denoise, self.sampler, self.fitted.batch, self.fitted.d)
 
     @cached_property
-    def _spectrum(self) -> tuple[Array, Array]:
-        return covariance.eigh(self.fitted.cov)
+    def _denoiser(self) -> Denoise:
+        return gaussian_denoiser(self.fitted)
 
     def law(self) -> Gaussian:
         """The law of the points drawn, after the sampler's steps."""
@@ -60,19 +61,11 @@ class GaussianModel:
 
     def denoise(self, x: Array, sigma: float, labels: Any = None) -> Array:
         """D(x; sigma) = m + S (S + sigma^2)^-1 (x - m); x (*batch, k, d)."""
-        values, vectors = self._spectrum
-        mean = self.fitted.mean[..., None, :]
-        gain = values / (values + sigma**2)
-        if self.fitted.d == 1:
-            return mean + gain[..., None] * (x - mean)
-        return mean + np.einsum("...ki,...ij,...j,...lj->...kl", x - mean, vectors, gain, vectors, optimize=_DENOISE)
+        return np.asarray(self._denoiser(x, sigma))
 
     def state(self) -> dict[str, Array]:
         """The fit: mean and cov."""
         return self.fitted.state()
-
-
-_DENOISE = ["einsum_path", (1, 2), (0, 1), (0, 1)]
 
 
 @component
@@ -88,13 +81,17 @@ class GaussianFit:
 
     gives: ClassVar[frozenset[str]] = frozenset({"law", "draw", "denoise", "biased"})
 
+    def least_points(self, d: int) -> int:
+        """Points without which a fit in d dimensions is refused."""
+        return d + 1 if self.shrinkage == 0 else 2
+
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> GaussianModel:
         """The Gaussian of the data's weighted moments; data of points (*batch, n, d) or moments."""
         moments = data.moments()
         n, d = np.asarray(moments.n), moments.mean.shape[-1]
-        if self.shrinkage == 0 and not (n > d).all():
+        if not (n > self.least_points(d) - 1).all():
             raise ValueError(
-                f"a covariance in d = {d} dimensions needs more than {d} points, got n = {float(n.min()):g}; "
+                f"a covariance in d = {d} dimensions needs at least {self.least_points(d)} points, got n = {float(n.min()):g}; "
                 "use more points or set shrinkage above 0"
             )
         cov = moments.cov

@@ -22,7 +22,7 @@ from selfloop.diffusion import guide
 from selfloop.diffusion import sample as diffusion
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Data, Measure, Moments
-from selfloop.protocols import Model, MomentModel, ScoreModel, Tunable, Work
+from selfloop.protocols import Model, ScoreModel, Tunable, Work, drawn_like
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,6 @@ class Pair:
             for part in ("base.", "auxiliary.")
         )
         return cls(base, auxiliary)
-
-
-def drawn_like(data: Data, model: Model, n: int, rng: Generator, work: Work | None = None) -> Data:
-    """n draws of the model in the form of `data`: moments if it is moments, else points.
-
-    Raises TypeError if moments are asked of a model that draws only points.
-    """
-    if isinstance(data, Moments):
-        if not isinstance(model, MomentModel):
-            raise TypeError(f"{type(model).__name__} cannot draw moments; set statistics: false")
-        return model.draw(n, rng)
-    return model.sample(n, rng, work=work)
 
 
 @dataclass(frozen=True)

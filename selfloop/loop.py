@@ -1,0 +1,75 @@
+"""The self-consuming loop. It knows no metric, no file and no figure; it yields, and others look.
+
+    generation 1      model = A(D_r)
+    generation t > 1  model = A(mix(real, what generations 1 .. t - 1 handed on))
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfloop.measure import Data, finite, with_members_of
+from selfloop.mix import Mix
+from selfloop.protocols import Algorithm, Model, Source, Streams, Tunable
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One turn of the loop.
+
+    index: counted from 1, the number of fits so far; model: what was fitted; drawn: what it hands on;
+    diverged (*batch,): the generation at which a replicate left the range of float64, 0 = it has not.
+    """
+
+    index: int
+    model: Model
+    drawn: Data
+    diverged: NDArray[np.int64]
+
+
+def self_consume(
+    source: Source,
+    real: Data,
+    algorithm: Algorithm,
+    mix: Mix,
+    generations: int,
+    streams: Streams,
+    history: Sequence[Generation] = (),
+) -> Iterator[Generation]:
+    """Fit, sample, mix, again; yield every generation up to `generations`, the first one fitted to `real` alone.
+
+    history: the generations of an earlier, interrupted call, as far back as `mix.memory` reaches; the loop goes on after the
+    last of them and yields what the uninterrupted call would have. A replicate whose law is no longer finite is marked as
+    diverged and from then on fed the real data, so that its neighbours in the batch never notice; do not read its models.
+    Raises ValueError if the first generation is not finite: the real data is degenerate for this algorithm.
+    """
+    past = list(history)
+    for index in range(past[-1].index + 1 if past else 1, generations + 1):
+        if not past:
+            data = real
+        else:
+            drawn_before = [generation.drawn for generation in past]
+            data = mix(mix.real(source, real, index, streams), drawn_before, streams(index, "mix"))
+        if past and mix.warm is not None:
+            tuned = cast(Tunable, algorithm).tune(past[-1].model, data, [mix.warm], streams(index, "fit"))
+            model: Model = next(iter(tuned))
+        else:
+            model = algorithm.fit(data, streams(index, "fit"))  # named streams: a longer fit cannot move the draws
+        drawn = mix.hand_on(model, source, real, index, streams)
+        lost = ~finite(drawn)
+        if index == 1 and lost.any():
+            raise ValueError(
+                f"the first generation is not finite in {int(lost.sum())} of {lost.size} replicates: the real data is "
+                "degenerate for this algorithm (a singular covariance, constant or duplicated columns?); add points or "
+                "regularisation"
+            )
+        diverged = past[-1].diverged if past else np.zeros(lost.shape, dtype=np.int64)
+        diverged = np.where((diverged == 0) & lost, index, diverged)
+        if lost.any():
+            drawn = with_members_of(drawn, lost, real)
+        past = [*past, Generation(index, model, drawn, diverged)]
+        past = past[-mix.memory :] if mix.memory else past
+        yield past[-1]

@@ -1,0 +1,196 @@
+"""Loop types: which data a generation is trained on, (real, history) -> training data.
+
+A loop type answers three questions, and the literature's loops are the answers:
+
+    type                  real part        synthetic part           pool subsampled
+    fully_synthetic       none             last generation          no      Shumailov et al. (2023): replace
+    augment               the same D_r     last generation          no      Alemohammad et al. (2023): synthetic augmentation
+    fresh                 new real draws   last generation          no      Alemohammad et al. (2023): fresh data
+    accumulate            the same D_r     every generation so far  no      Gerstgrasser et al. (2024)
+    accumulate_subsample  the same D_r     every generation so far  yes     Kazdan et al. (2024)
+
+Sizes may change from generation to generation. The published symbol lambda means three things, which have three names here:
+`ratio` = n_s / n_r (Bertrand et al.), `fraction` = n_s / (n_r + n_s), and `bias`, the covariance factor of the sampler.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge
+from numpy.random import Generator
+from pydantic import Strict
+
+from selfloop.component import Count, Counts, Fraction, Fractions, NonNegative, Positive, Ratios, component, scheduled
+from selfloop.measure import Array, Data, Ints, Measure, Moments, concatenate
+from selfloop.protocols import Algorithm, BiasedModel, Curator, Model, Source, Streams, drawn_like
+
+
+@dataclass(frozen=True)
+class LoopType:
+    """The three answers: real part none, fixed or fresh; how many generations back; whether the pool is subsampled."""
+
+    real: Literal["none", "fixed", "fresh"]
+    memory: int | None = 1
+    subsample: bool = False
+
+
+LOOP_TYPES: dict[str, LoopType] = {
+    "fully_synthetic": LoopType(real="none"),
+    "augment": LoopType(real="fixed"),
+    "fresh": LoopType(real="fresh"),
+    "accumulate": LoopType(real="fixed", memory=None),
+    "accumulate_subsample": LoopType(real="fixed", memory=None, subsample=True),
+}
+
+@component
+class Pollution:
+    """n samples of a model of the real data that join the real data and are taken for it."""
+
+    n: Count
+    algorithm: Algorithm
+
+    def __call__(self, real: Data, streams: Streams) -> Data:
+        """D_r + D_p: `algorithm` is fitted to D_r, and n of its samples are added."""
+        model = self.algorithm.fit(real, streams(0, "pollution fit"))
+        return concatenate([real, drawn_like(real, model, self.n, streams(0, "pollution"))])
+
+
+LoopName = Literal["fully_synthetic", "augment", "fresh", "accumulate", "accumulate_subsample"]
+
+
+@component
+class Mix:
+    """A loop type with its sizes and modifiers.
+
+    n_real: real points, a number or one for each generation (the last goes on). One of n_synthetic, ratio, fraction gives
+    the synthetic points that enter each generation; none means as many as real ones. weight_real: the mass of
+    the real part in [0, 1] (by default its share of the points). bias > 0: synthetic data is sampled with it (for a Gaussian
+    N(mu, bias S)). correction gamma >= 0: what a generation hands on is (p_t + gamma p_r) / (1 + gamma), by as many new real
+    points of mass gamma (Gillman et al., 2024). pollution: samples of a first model that are mistaken for real data from the
+    start (Alemohammad et al., 2024, section 4.2.2). curators: applied in order to what a generation hands on. warm: tune the last
+    model for this budget instead of fitting anew (Bertrand et al., 2023, iterative retraining).
+    """
+
+    kind: LoopName = "augment"
+    n_real: Counts
+    n_synthetic: Counts | None = None
+    ratio: Ratios | None = None
+    fraction: Fractions | None = None
+    weight_real: Fraction | None = None
+    bias: Positive = 1.0
+    correction: NonNegative = 0.0
+    pollution: Pollution | None = None
+    curators: tuple[Curator, ...] = ()
+    warm: Annotated[float, Strict(), Ge(0)] | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("n_synthetic", "ratio", "fraction") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"the synthetic size is said once: give one of n_synthetic, ratio, fraction; got {given}")
+        if self.weight_real is not None and self.type.real == "none":
+            raise ValueError("weight_real needs a real part; a fully_synthetic loop has none")
+        if self.weight_real is not None and self.type.subsample:
+            raise ValueError("weight_real and the subsampled pool of accumulate_subsample exclude each other; drop weight_real")
+        if self.pollution is not None and self.type.real != "fixed":
+            raise ValueError(f"pollution joins a fixed real set and a {self.kind} loop has none; use augment or accumulate")
+
+    @property
+    def type(self) -> LoopType:
+        """The loop type by its name."""
+        return LOOP_TYPES[self.kind]
+
+    @property
+    def memory(self) -> int | None:
+        """How many generations back a training set reaches; None = all."""
+        return self.type.memory
+
+    def real_size(self, generation: int) -> int:
+        """Real points that enter a generation (counted from 1)."""
+        return scheduled(self.n_real, generation)
+
+    def synthetic_size(self, generation: int) -> int:
+        """Synthetic points that enter a generation >= 2, drawn from the generation before."""
+        n_real = self.real_size(generation)
+        if self.n_synthetic is not None:
+            return scheduled(self.n_synthetic, generation - 1)
+        if self.ratio is not None:
+            return max(round(scheduled(self.ratio, generation - 1) * n_real), 1)
+        if self.fraction is not None:
+            f = scheduled(self.fraction, generation - 1)
+            return max(round(f / (1 - f) * n_real), 1)
+        return n_real
+
+    def real_rows(self, generations: int) -> int:
+        """Rows of real data that generations 1 .. `generations` use up; a data set must hold as many."""
+        return sum(self._new_real(g) + self._corrections(g) for g in range(1, generations + 1))
+
+    def _new_real(self, generation: int) -> int:
+        return self.real_size(generation) if generation == 1 or self.type.real == "fresh" else 0
+
+    def _corrections(self, generation: int) -> int:
+        return self.synthetic_size(generation + 1) if self.correction > 0 else 0
+
+    def first(self, source: Source, streams: Streams, statistics: bool = False) -> Data:
+        """The real data of generation 1, pollution included."""
+        real = source.take(0, self.real_size(1), streams(1, "real"), statistics).stamped(0)
+        return real if self.pollution is None else self.pollution(real, streams)
+
+    def real(self, source: Source, first: Data, generation: int, streams: Streams) -> Data:
+        """The real part of a generation: `first`, or new rows where the loop is fresh."""
+        if self.type.real != "fresh" or generation == 1:
+            return first
+        start, n = self.real_rows(generation - 1), self.real_size(generation)
+        return source.take(start, n, streams(generation, "real"), isinstance(first, Moments)).stamped(0)
+
+    def __call__(self, real: Data, history: Sequence[Data], rng: Generator) -> Data:
+        """The training data of a generation >= 2 from the real part and what earlier generations handed on, last one last."""
+        synthetic = list(history[-self.memory :] if self.memory else history)
+        if self.type.real == "none":
+            return concatenate(synthetic)
+        pool = concatenate([real, *synthetic], self._masses(real, synthetic))
+        if not self.type.subsample:
+            return pool
+        if not isinstance(pool, Measure) or not isinstance(real, Measure):
+            raise TypeError("accumulate_subsample draws points from its pool and moments have none; set statistics: false")
+        return subsampled(pool, min(real.n, pool.n), rng)
+
+    def _masses(self, real: Data, synthetic: Sequence[Data]) -> list[float] | None:
+        if self.weight_real is None:
+            return None
+        sizes = np.array([float(np.mean(part.n)) for part in synthetic])
+        return [self.weight_real, *((1 - self.weight_real) * sizes / sizes.sum())]
+
+    def hand_on(self, model: Model, source: Source, real: Data, generation: int, streams: Streams) -> Data:
+        """What a generation gives the next: samples of its model, biased, corrected and curated as this mix says."""
+        n = self.synthetic_size(generation + 1)
+        if self.bias != 1:
+            if not isinstance(model, BiasedModel):
+                raise TypeError(f"{type(model).__name__} has no sampling bias; remove mix.bias")
+            model = model.biased(self.bias)
+        drawn = drawn_like(real, model, n, streams(generation, "draw")).stamped(generation)
+        if self.correction > 0:
+            start = self.real_rows(generation - 1) + self._new_real(generation)
+            fresh = source.take(start, n, streams(generation, "correction"), isinstance(drawn, Moments)).stamped(0)
+            drawn = concatenate([drawn, fresh], [1.0, self.correction])
+        for number, curator in enumerate(self.curators):
+            drawn = curator(drawn, streams(generation, f"curator {number}")).apply(drawn)
+        return drawn
+
+
+def subsampled(data: Measure, n: int, rng: Generator) -> Measure:
+    """n rows without replacement, drawn anew in every member of the batch, their weights rescaled. Needs n <= data.n."""
+    order = np.argsort(rng.random((*data.batch, data.n)), axis=-1)[..., :n]
+
+    def pick(values: Ints | Array) -> Any:
+        return np.take_along_axis(np.broadcast_to(values, (*data.batch, data.n)), order, axis=-1)
+
+    rows = order.reshape(*order.shape, *(1 for _ in data.event))
+    weights = pick(data.weights)
+    return Measure(
+        np.take_along_axis(np.asarray(data.points), rows, axis=len(data.batch)),
+        weights / weights.sum(axis=-1, keepdims=True),
+        None if data.labels is None else pick(data.labels),
+        None if data.origin is None else pick(data.origin),
+    )

@@ -1,0 +1,451 @@
+"""The run folder: results that survive a kill, continue, and end as one table.
+
+    config.yaml          the experiment, resolved: every default filled in
+    environment.json     versions, one entry for each that the run was continued under
+    generations.parquet  the finished table: one column a swept path, then replicate, generation, metric, value
+    state.json           the commit point: which parts and states count
+    parts/ states/       rows as they came, and what the loops need to go on
+
+Every file is written under a temporary name, synced and renamed; state.json last. A file that it does not name does
+not count, so a kill loses what was under way and nothing else. Files are checked against their hashes when a run
+continues. The table is sorted when it is merged: its bytes do not depend on kills, workers or time.
+"""
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from selfloop.config import Point, describe
+from selfloop.measure import Array
+
+GROWS = ("generations", "replicates", "sweep.grid")
+FREE = ("name", "madness")
+
+
+class RunError(Exception):
+    """The run folder cannot be used; the message says why and what to do. Nothing in it was lost."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one metric in one generation: values of the replicates that have one."""
+
+    point: str
+    chunk: int
+    generation: int
+    metric: str
+    replicate: Array
+    value: Array
+
+
+@dataclass
+class Progress:
+    """How far one chunk of one point is: generations done, and the state that goes on from there."""
+
+    done: int = 0
+    files: list[str] = field(default_factory=list)
+
+
+BLOCKS = pa.schema(
+    [
+        ("point", pa.string()),
+        ("chunk", pa.int32()),
+        ("generation", pa.int32()),
+        ("metric", pa.string()),
+        ("replicate", pa.list_(pa.int32())),
+        ("value", pa.list_(pa.float64())),
+    ]
+)
+
+
+def short(key: str) -> str:
+    """A file name for a key."""
+    return hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+class RunFolder:
+    """One experiment's folder, locked while it is open. Use as a context manager.
+
+    Raises RunError if the folder is in use, cannot be written, belongs to another configuration, or is damaged.
+    """
+
+    def __init__(self, folder: Path, points: Sequence[Point], repair: bool = False):
+        self.folder = folder
+        self.points = list(points)
+        self.repair = repair
+        self.notes: list[str] = []
+        self._state: dict[str, Any] = {"version": 1, "parts": [], "progress": {}, "first": {}, "hashes": {}, "table": None}
+
+    def __enter__(self) -> "RunFolder":
+        with self._explained("open"):
+            for part in ("", "parts", "states"):
+                (self.folder / part).mkdir(parents=True, exist_ok=True)
+            self._lock = filelock.FileLock(str(self.folder / "lock"), timeout=0)
+            try:
+                self._lock.acquire()
+            except filelock.Timeout as error:
+                raise RunError(
+                    f"{self.folder} is in use by another process; wait for it or choose another folder with --out"
+                ) from error
+        try:
+            self._continue()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    # What is there ------------------------------------------------------------------------------------------------------
+
+    def _continue(self) -> None:
+        resolved = resolved_config(self.points)
+        if (self.folder / "state.json").exists():
+            self._read_state()
+            self._compare(resolved)
+            self._check_files()
+        with self._explained("write"):
+            self._write("config.yaml", yaml.safe_dump(resolved, sort_keys=False, width=120).encode())
+            self._note_environment()
+            self._commit()
+            self._sweep_orphans()
+
+    def _read_state(self) -> None:
+        path = self.folder / "state.json"
+        try:
+            state = json.loads(path.read_text())
+            if state["version"] != 1 or not isinstance(state["progress"], dict):
+                raise ValueError("unknown version")
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path} is damaged ({error}); what generations.parquet holds is still good. "
+                "Restore state.json from a backup, or start anew in another folder with --out"
+            ) from error
+        self._state = state
+
+    def _compare(self, resolved: dict[str, Any]) -> None:
+        try:
+            before = yaml.safe_load((self.folder / "config.yaml").read_text())
+            old, new = flatten(before), flatten(resolved)
+        except (OSError, yaml.YAMLError, AttributeError) as error:
+            raise RunError(f"{self.folder / 'config.yaml'} is missing or damaged; restore it or use another --out") from error
+        changed = []
+        for path in sorted({*old, *new}):
+            was, now = old.get(path), new.get(path)
+            if was == now or path.split(".")[0] in FREE or path.startswith("sweep.grid"):
+                continue
+            if path == "generations" and was is not None and now is not None and now > was:
+                continue
+            if path == "replicates" and self._may_grow(was, now, old.get("chunk"), new.get("chunk")):
+                continue
+            changed.append(f"  {path}: the folder has {was!r}, now {now!r}")
+        lost = [point for point in before.get("points", []) if point not in resolved["points"]]
+        changed += [f"  sweep: the folder has the point {point}, now it is gone" for point in lost]
+        if changed:
+            raise RunError(
+                f"{self.folder} holds results of another configuration:\n" + "\n".join(changed) + "\n"
+                "Only generations, replicates (by whole chunks) and sweep values may grow; use another folder with --out"
+            )
+
+    @staticmethod
+    def _may_grow(was: Any, now: Any, old_chunk: Any, new_chunk: Any) -> bool:
+        return bool(now > was and old_chunk == new_chunk and was % old_chunk == 0)
+
+    def _check_files(self) -> None:
+        bad = [name for name, digest in self._state["hashes"].items() if not self._is_sound(name, digest)]
+        if bad and not self.repair:
+            raise RunError(
+                f"damaged or missing in {self.folder}: {', '.join(bad)}. Restore the files from a backup, or run the same "
+                "command with --repair: the loops that need them start over, all others are kept"
+            )
+        if bad:
+            self._forget(bad)
+        table = self._state["table"]
+        if table and not self._is_sound("generations.parquet", table):
+            self.notes.append("generations.parquet is missing or damaged; it is merged again from parts/")
+            self._state["table"] = None
+
+    def _is_sound(self, name: str, digest: str) -> bool:
+        try:
+            return _digest((self.folder / name).read_bytes()) == digest
+        except OSError:
+            return False
+
+    def _forget(self, bad: Sequence[str]) -> None:
+        for part in [part for part in self._state["parts"] if part["file"] in bad]:
+            self._state["parts"].remove(part)
+            for unit in part["units"]:
+                self._state["progress"].pop(unit, None)
+        for unit, progress in list(self._state["progress"].items()):
+            if set(progress["files"]) & set(bad):
+                del self._state["progress"][unit]
+        for key, name in list(self._state["first"].items()):
+            if name in bad:
+                del self._state["first"][key]
+        for name in bad:
+            del self._state["hashes"][name]
+        self._state["table"] = None
+        self.notes.append(f"repaired: what depended on {', '.join(bad)} starts over")
+
+    def _sweep_orphans(self) -> None:
+        for place in ("parts", "states"):
+            for path in (self.folder / place).iterdir():
+                if f"{place}/{path.name}" not in self._state["hashes"]:
+                    path.unlink()
+
+    def progress(self, point: Point, chunk: int) -> Progress:
+        """How far a chunk of replicates of a point is."""
+        return Progress(**self._state["progress"].get(_unit(point, chunk), {}))
+
+    def history(self, point: Point, chunk: int) -> list[dict[str, Array]]:
+        """The saved generations a loop goes on from, last one last."""
+        saved: dict[int, dict[str, Array]] = {}
+        for name in self.progress(point, chunk).files:
+            for key, values in self._arrays(name).items():
+                generation, _, rest = key.partition("/")
+                saved.setdefault(int(generation), {})[rest] = values
+        return [saved[generation] for generation in sorted(saved)]
+
+    def first(self, group: str, chunk: int) -> dict[str, Array] | None:
+        """The saved first fit that the points of a group share."""
+        name = self._state["first"].get(f"{short(group)}/{chunk}")
+        return self._arrays(name) if name else None
+
+    def _arrays(self, name: str) -> dict[str, Array]:
+        with np.load(self.folder / name, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+
+    # What is added ----------------------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        blocks: Sequence[Block],
+        advances: Mapping[tuple[str, int], tuple[int, list[tuple[int, dict[str, Array]]], int | None]],
+        firsts: Mapping[tuple[str, int], dict[str, Array]],
+    ) -> None:
+        """Make a round of work count: its rows, and where each loop now stands.
+
+        advances: (point key, chunk) -> (generations done, new saved generations, how many the loop looks back, None = all);
+        firsts: (group, chunk) -> state of the shared first fit. Raises RunError on a full disk; what was committed before stays.
+        """
+        with self._explained("write"):
+            old = set(self._state["hashes"])
+            state = json.loads(json.dumps(self._state))
+            if blocks:
+                name = f"parts/{len(state['parts']):06d}-{short(str(sorted(advances)))}.parquet"
+                self._add(state, name, _parquet(_block_table(blocks)))
+                state["parts"].append({"file": name, "units": sorted({f"{short(b.point)}/{b.chunk}" for b in blocks})})
+            for (group, chunk), arrays in firsts.items():
+                name = f"states/first-{short(group)}-{chunk:04d}.npz"
+                self._add(state, name, _npz(arrays))
+                state["first"][f"{short(group)}/{chunk}"] = name
+            for (point, chunk), (done, generations, memory) in advances.items():
+                unit = f"{short(point)}/{chunk}"
+                files = list(state["progress"].get(unit, {}).get("files", []))
+                if generations:
+                    name = f"states/{short(point)}-{chunk:04d}-{generations[0][0]:06d}-{done:06d}.npz"
+                    self._add(
+                        state, name, _npz({f"{g}/{key}": values for g, saved in generations for key, values in saved.items()})
+                    )
+                    files = [*files, name] if memory is None else [name]
+                state["progress"][unit] = {"done": done, "files": files}
+            needed = {part["file"] for part in state["parts"]} | set(state["first"].values())
+            needed |= {name for progress in state["progress"].values() for name in progress["files"]}
+            state["hashes"] = {name: digest for name, digest in state["hashes"].items() if name in needed}
+            state["table"] = None if blocks else state["table"]
+            before, self._state = self._state, state
+            try:
+                self._commit()
+            except BaseException:
+                self._state = before
+                raise
+            for name in old - needed:
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _add(self, state: dict[str, Any], name: str, content: bytes) -> None:
+        self._write(name, content)
+        state["hashes"][name] = _digest(content)
+
+    def _commit(self) -> None:
+        self._write("state.json", json.dumps(self._state, indent=0).encode())
+
+    def merge(self) -> pd.DataFrame:
+        """Write generations.parquet from the parts, sorted by point, generation, metric and replicate; the table it holds."""
+        with self._explained("write"):
+            if self._state["table"] is None:
+                parts = [pq.read_table(self.folder / part["file"], schema=BLOCKS) for part in self._state["parts"]]
+                content = _parquet(_merged(parts, self.points))
+                self._write("generations.parquet", content)
+                self._state["table"] = _digest(content)
+                self._commit()
+        return load_generations(self.folder)
+
+    # Files ----------------------------------------------------------------------------------------------------------------
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.folder / name
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+    @contextlib.contextmanager
+    def _explained(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            remedy = {
+                errno.ENOSPC: "the disk is full; free some space",
+                errno.EDQUOT: "the disk quota is used up; free some space",
+                errno.EFBIG: "a file grew beyond the limit set for this process; raise it",
+                errno.EROFS: "the file system is read-only; choose another folder with --out",
+                errno.EACCES: "permission denied; make it writable or choose another folder with --out",
+                errno.EPERM: "permission denied; make it writable or choose another folder with --out",
+            }.get(error.errno or 0, f"{error.strerror or error}; choose another folder with --out")
+            raise RunError(
+                f"cannot {action} in {self.folder}: {remedy}. Finished work is kept: the same command continues"
+            ) from error
+
+    def _note_environment(self) -> None:
+        path = self.folder / "environment.json"
+        try:
+            entries = json.loads(path.read_text())
+        except (OSError, ValueError):
+            entries = []
+        now = environment()
+        if now not in entries:
+            if entries:
+                self.notes.append("this run continues under other package versions than it began with; see environment.json")
+            self._write("environment.json", json.dumps([*entries, now], indent=2).encode())
+
+
+def resolved_config(points: Sequence[Point]) -> dict[str, Any]:
+    """The experiment with every default filled in, its swept points listed."""
+    base: dict[str, Any] = describe(points[0].experiment)
+    base["points"] = [point.values for point in points]
+    return base
+
+
+def flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted path -> value; lists are values. Swept paths and the list of points are left out."""
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree}
+    swept = {key for point in tree.get("points", []) for key in point} if not path else set()
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if not path and key == "points":
+            continue
+        out |= flatten(value, f"{path}.{key}" if path else str(key))
+    return {key: value for key, value in out.items() if not any(key == p or key.startswith(f"{p}.") for p in swept)}
+
+
+def environment() -> dict[str, Any]:
+    """What results may depend on: versions of Python and of the packages, processor family."""
+    names = ["selfloop", "numpy", "scipy", "POT", "pandas", "pyarrow", "torch", "scikit-learn"]
+    versions = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine(), "packages": versions}
+
+
+def load_generations(folder: Path) -> pd.DataFrame:
+    """The table of a run folder: a column for each swept path, then replicate, generation, metric, value.
+
+    Raises RunError if the run has not finished or the file cannot be read.
+    """
+    path = Path(folder) / "generations.parquet"
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist; run the experiment to its end first") from error
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(f"{path} is damaged: {error}; the same run command merges it again from parts/") from error
+
+
+def _unit(point: Point, chunk: int) -> str:
+    return f"{short(point.key)}/{chunk}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _npz(arrays: Mapping[str, Array]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _block_table(blocks: Sequence[Block]) -> pa.Table:
+    columns = {name: [getattr(block, name) for block in blocks] for name in BLOCKS.names}
+    columns["point"] = [short(block.point) for block in blocks]
+    return pa.table(columns, schema=BLOCKS)
+
+
+def _merged(parts: Sequence[pa.Table], points: Sequence[Point]) -> pa.Table:
+    order = {short(point.key): number for number, point in enumerate(points)}
+    table = pa.concat_tables(parts) if parts else BLOCKS.empty_table()
+    frame = table.select(["point", "chunk", "generation", "metric"]).to_pandas()
+    frame["row"] = np.arange(len(frame))
+    frame["number"] = frame["point"].map(order)
+    frame = frame.dropna(subset=["number"]).sort_values(["number", "generation", "metric", "chunk"], kind="stable")
+    frame = frame.drop_duplicates(["number", "generation", "metric", "chunk"])
+    table = table.take(pa.array(frame["row"].to_numpy()))
+    lengths = np.asarray(table["value"].combine_chunks().value_lengths(), dtype=np.int64)
+    numbers = np.repeat(frame["number"].to_numpy(dtype=np.int64), lengths)
+    columns: dict[str, Any] = {}
+    for path in points[0].values:
+        values = pa.array(_column([point.values[path] for point in points]))
+        taken = values.take(pa.array(numbers))
+        columns[path] = taken.dictionary_encode() if pa.types.is_string(taken.type) else taken
+    columns["replicate"] = pa.array(table["replicate"].combine_chunks().flatten())
+    columns["generation"] = pa.array(np.repeat(frame["generation"].to_numpy(dtype=np.int32), lengths))
+    columns["metric"] = pa.array(np.repeat(frame["metric"].to_numpy(dtype=object), lengths)).dictionary_encode()
+    columns["value"] = table["value"].combine_chunks().flatten()
+    return pa.table(columns)
+
+
+def _column(values: list[Any]) -> list[Any]:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return values if numbers else [str(value) for value in values]
