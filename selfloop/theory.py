@@ -32,8 +32,8 @@ adds its bias:
     ln v_out = ln v - omega eta b + b(ln v - omega eta b).
 
 Set ln v_out = ln v. To first order the last term is b, hence omega = 1 / eta: the auxiliary shows a part eta of the bias,
-and omega times that part must repay the whole. If b is the same for every v, as in sampling with a covariance factor, b = ln bias,
-this is exact. To the next order, with beta = 0 for Euler and Heun steps and beta = 1 for ancestral ones,
+and omega times that part must repay the whole. If b is the same for every v, as in sampling with a covariance factor,
+b = ln bias, this is exact. To the next order, with beta = 0 for Euler and Heun steps and beta = 1 for ancestral ones,
 
     omega eta = 1 - b' + (1 + eta) b beta / (2 (2 + beta)) + O(b^2).
 

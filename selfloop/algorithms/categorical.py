@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from selfloop.component import NonNegative, component
 from selfloop.measure import Array, Data, Measure, Moments
@@ -73,13 +74,13 @@ class Categorical:
         return Measure(points, np.broadcast_to(1.0 / n, points.shape[:-1]))
 
     def draw(self, n: int, rng: Generator) -> Moments:
-        """The moments of n points without the points: mean q = counts / n, counts ~ Multinomial(n, p), cov = diag(q) - q q^T."""
+        """The moments of n points without them: mean q = counts / n, counts ~ Multinomial(n, p), cov = diag(q) - q q^T."""
         p, fine = self._safe()
         mean = np.where(fine[..., None], rng.multinomial(n, p) / n, np.nan)
         cov = mean[..., :, None] * (np.eye(self.categories) - mean[..., None, :])
         return Moments(float(n), mean, cov)
 
-    def _safe(self) -> tuple[Array, Array]:
+    def _safe(self) -> tuple[Array, NDArray[np.bool_]]:
         fine = np.asarray(np.isfinite(self.probabilities).all(axis=-1))
         return np.where(fine[..., None], self.probabilities, 1 / self.categories), fine
 

@@ -93,7 +93,8 @@ class KdeModel:
             u = rng.random((*self.batch, n))
             z = rng.standard_normal(self.shape(n))
             chosen = np.take_along_axis(self.centres, _inverse(self.weights, u)[..., None], axis=-2)
-            points = chosen + z @ covariance.sqrt(self.kernel)
+            with np.errstate(all="ignore"):
+                points = chosen + z @ covariance.sqrt(self.kernel)
         else:
             points = diffusion.sample(self.denoise, self.sampler, self.shape(n), rng)
         return Measure(points, np.broadcast_to(1.0 / n, points.shape[:-1]))

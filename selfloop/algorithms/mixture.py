@@ -33,8 +33,8 @@ from selfloop.protocols import Work
 Mask = NDArray[np.bool_]
 EXACT = Sampler()
 """Draws from the mixture itself."""
-NUMBERS = 2**25
-"""Most numbers kept of what EM needs of the points, over the whole batch: 256 MB."""
+NUMBERS = 2**24
+"""Most numbers kept of what EM needs of the points: 128 MB."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ class MixtureFit:
     row from one generator are the fit of a batch of R.
 
     A component that loses its mass (below 10 machine epsilons) keeps its mean and covariance and may come back. A replicate
-    whose data are not finite, or whose likelihood stops being finite, comes back as NaN; the others do not notice.
+    whose data are not finite or have no spread, or whose likelihood stops being finite, comes back as NaN; the others do
+    not notice.
     """
 
     components: Count
@@ -207,8 +208,9 @@ class MixtureFit:
         x, v = self._checked(data)
         u = rng.random((len(x), self.restarts, self.components))
         live = _finite(x)
-        seeded = [self._seeded(x[live], v[live], u[live, restart]) for restart in range(self.restarts)]
-        return self._model(data, live, self._climbed(x[live], v[live], seeded))
+        with np.errstate(all="ignore"):  # a runaway replicate overflows to NaN
+            seeded = [self._seeded(x[live], v[live], u[live, restart]) for restart in range(self.restarts)]
+            return self._model(data, live, self._climbed(x[live], v[live], seeded))
 
     def tune(
         self, model: MixtureModel, data: Data, budgets: Sequence[float], rng: Generator, work: Work | None = None
@@ -236,7 +238,8 @@ class MixtureFit:
         ]
         start = _Parameters(*given)
         live = _finite(x) & start.finite()
-        fitted = self._model(data, live, self._climbed(x[live], v[live], [start.members(live)]))
+        with np.errstate(all="ignore"):
+            fitted = self._model(data, live, self._climbed(x[live], v[live], [start.members(live)]))
         for eta in budgets:
             yield self.interpolate(model, fitted, eta)
 
@@ -270,6 +273,10 @@ class MixtureFit:
         points = np.asarray(data.points, dtype=float).reshape(-1, data.n, *data.event)
         return points, data.weights.reshape(-1, data.n)
 
+    @property
+    def _diagonal(self) -> bool:
+        return self.covariance != "full"
+
     def _model(self, data: Data, live: Mask, fitted: "_Parameters") -> MixtureModel:
         weights, means, covs = (np.full((len(live), *part.shape[1:]), np.nan) for part in fitted)
         for whole, part in zip((weights, means, covs), fitted, strict=True):
@@ -278,39 +285,53 @@ class MixtureFit:
         return MixtureModel(weights.reshape(shape), means.reshape(*shape, d), covs.reshape(*shape, d, d), self.sampler)
 
     def _climbed(self, x: Array, v: Array, starts: "Sequence[_Parameters]") -> "_Parameters":
-        """The most likely end of EM from any of the starts: x (R, n, d) finite, weights v (R, n)."""
+        """The most likely end of EM from any of the starts: x (R, n, d) finite, weights v (R, n).
+
+        Replicates are taken in groups whose statistics fit in memory; none depends on the others in its group.
+        """
+        n, d = x.shape[1:]
+        size = max(1, NUMBERS // (n * (1 + d + len(_entries(d, self._diagonal)[0]))))
+        groups = [slice(start, start + size) for start in range(0, max(len(x), 1), size)]
+        ends = [self._best(x[group], v[group], [start.members(group) for start in starts]) for group in groups]
+        return _Parameters(*(np.concatenate(parts) for parts in zip(*ends, strict=True)))
+
+    def _best(self, x: Array, v: Array, starts: "Sequence[_Parameters]") -> "_Parameters":
         centre = v[:, None, :] @ x
-        ends = []
+        statistics = _Statistics(x - centre, self._diagonal)
+        ridge = self._ridge(x, v)
+        lost = self.regularisation * (x.shape[1] * np.finfo(float).eps * centre) ** 2  # what rounding alone would spread
+        ridge = np.where(ridge > lost.mean(axis=(-2, -1)), ridge, np.nan)
+        best, top = _Parameters(*(np.full_like(part, np.nan) for part in starts[0])), np.full(len(x), -np.inf)
         for start in starts:
-            end, score = self._maximised(x - centre, v, start._replace(means=start.means - centre))
-            ends.append((end._replace(means=end.means + centre), score))
-        best, top = ends[0]
-        for other, score in ends[1:]:
-            better = score > top
+            end, score = self._maximised(statistics, v, start._replace(means=start.means - centre), ridge)
+            better = score > top  # never for a start that failed
             top = np.where(better, score, top)
-            best = _Parameters(*(_where(better, new, old) for new, old in zip(other, best, strict=True)))
+            end = end._replace(means=end.means + centre)
+            best = _Parameters(*(_where(better, new, old) for new, old in zip(end, best, strict=True)))
         return best
 
-    def _maximised(self, x: Array, v: Array, start: "_Parameters") -> "tuple[_Parameters, Array]":
+    def _maximised(
+        self, statistics: "_Statistics", v: Array, start: "_Parameters", ridge: Array
+    ) -> "tuple[_Parameters, Array]":
         """Parameters after the last step of each member, and the mean log-likelihood before that step, (R,)."""
         now = _Parameters(*(np.array(part, dtype=float) for part in start))
-        score = np.full(len(x), -np.inf)
-        ridge = self._ridge(x, v)
-        active = np.arange(len(x))  # members that still climb; the rest are left alone
-        statistics, weights = _Statistics(x, self.covariance != "full"), v
-        with np.errstate(all="ignore"):
-            for _ in range(self.iterations):
-                current = now.members(active)
-                expected, reached = statistics.expected(current, weights)
-                for part, new in zip(now, self._stepped(expected, current, ridge[active]), strict=True):
-                    part[active] = new
-                gain = reached - score[active]
-                score[active] = reached
-                climbing = np.abs(gain) >= self.tolerance  # False for NaN
-                if not climbing.any():
-                    break
-                if not climbing.all():
-                    active, weights, statistics = active[climbing], weights[climbing], statistics.members(climbing)
+        score = np.full(len(v), -np.inf)
+        held = np.arange(len(v))  # members still in the computation; among them, those that still climb
+        climbing = np.ones(len(v), dtype=bool)
+        for _ in range(self.iterations):
+            current = now.members(held)
+            expected, reached = statistics.expected(current, v[held])
+            moving = held[climbing]
+            for part, new in zip(now, self._stepped(expected, current, ridge[held]), strict=True):
+                part[moving] = new[climbing]
+            gain = reached - score[held]
+            score[moving] = reached[climbing]
+            climbing &= np.abs(gain) >= self.tolerance  # False for NaN
+            if not climbing.any():
+                break
+            if 2 * climbing.sum() <= len(held):
+                held, statistics = held[climbing], statistics.members(climbing)
+                climbing = np.ones(len(held), dtype=bool)
         failed = ~(now.finite() & np.isfinite(score))
         return _Parameters(*(_where(failed, np.full((), np.nan), part) for part in now)), np.where(failed, np.nan, score)
 
@@ -319,7 +340,7 @@ class MixtureFit:
         d = old.means.shape[-1]
         mass = expected[..., 0]
         means = expected[..., 1 : d + 1] / mass[..., None]
-        rows, columns = _entries(d, self.covariance != "full")
+        rows, columns = _entries(d, self._diagonal)
         covs = np.zeros((*mass.shape, d, d))
         covs[..., rows, columns] = expected[..., d + 1 :] / mass[..., None] - means[..., rows] * means[..., columns]
         covs[..., columns, rows] = covs[..., rows, columns]
@@ -336,8 +357,7 @@ class MixtureFit:
         nearest, centres = _plus_plus(x, v, u)
         clusters = v[:, None, :] * (nearest[:, None, :] == np.arange(k)[:, None])
         mass = clusters.sum(axis=-1)
-        with np.errstate(all="ignore"):
-            centres = _where(mass > 0, (clusters @ x) / mass[..., None], centres)
+        centres = _where(mass > 0, (clusters @ x) / mass[..., None], centres)
         within = x - np.take_along_axis(centres, nearest[..., None], axis=1)
         pooled = np.swapaxes(v[..., None] * within, -1, -2) @ within + self._ridge(x, v)[:, None, None] * np.eye(d)
         return _Parameters(np.full_like(mass, 1.0 / k), centres, np.broadcast_to(pooled[:, None], (len(x), k, d, d)))
@@ -354,7 +374,7 @@ class _Parameters(NamedTuple):
     means: Array
     covs: Array
 
-    def members(self, index: Mask | Ints) -> "_Parameters":
+    def members(self, index: Mask | Ints | slice) -> "_Parameters":
         return _Parameters(self.weights[index], self.means[index], self.covs[index])
 
     def finite(self) -> Mask:
@@ -371,22 +391,15 @@ class _Statistics:
 
     Two matrix products are thus the whole of a step. Squares cost digits: ln N is exact to about eps |x|^2 / (least variance),
     so x must be centred, and the regularisation keeps what is lost near 10^-8.
-    points (R, n, d). T of all points is held if it is at most `NUMBERS` numbers, else made again for a block of rows at a time.
+    points (R, n, d). T is kept if it is at most `NUMBERS` numbers, else made again at every step, a block of rows at a time.
     """
 
     points: Array
     diagonal: bool
 
-    @cached_property
-    def _whole(self) -> Array | None:
-        rows, _ = _entries(self.points.shape[-1], self.diagonal)
-        numbers = self.points.shape[0] * self.points.shape[1] * (1 + self.points.shape[-1] + len(rows))
-        return self._of(self.points) if numbers <= NUMBERS else None
-
     def _of(self, x: Array) -> Array:
         d = x.shape[-1]
-        rows, _ = _entries(d, self.diagonal)
-        statistics = np.empty((*x.shape[:-1], 1 + d + len(rows)))
+        statistics = np.empty((*x.shape[:-1], self._f))
         statistics[..., 0] = 1.0
         statistics[..., 1 : d + 1] = x
         if self.diagonal:
@@ -398,17 +411,26 @@ class _Statistics:
                 np.multiply(x[..., i, None], x[..., i:], out=statistics[..., start:stop])
         return statistics
 
-    def _blocks(self) -> Iterator[tuple[slice, Array]]:
-        if self._whole is not None:
-            yield slice(None), self._whole
-            return
-        members, n, d = self.points.shape
-        size = max(1, NUMBERS // (8 * members * (1 + d + len(_entries(d, self.diagonal)[0]))))
-        for start in range(0, n, size):
-            rows = slice(start, start + size)
-            yield rows, self._of(self.points[:, rows])
+    @property
+    def _f(self) -> int:
+        d = self.points.shape[-1]
+        return int(1 + d + len(_entries(d, self.diagonal)[0]))
 
-    def members(self, index: "Mask") -> "_Statistics":
+    @cached_property
+    def _whole(self) -> Array:
+        return self._of(self.points)
+
+    def _blocks(self) -> Iterator[tuple[slice, Array]]:
+        members, n, _ = self.points.shape
+        if members * n * self._f <= NUMBERS:
+            yield slice(None), self._whole
+        else:
+            size = max(1, NUMBERS // (8 * members * self._f))
+            for start in range(0, n, size):
+                rows = slice(start, start + size)
+                yield rows, self._of(self.points[:, rows])
+
+    def members(self, index: Mask) -> "_Statistics":
         return _Statistics(self.points[index], self.diagonal)
 
     def expected(self, now: _Parameters, v: Array) -> tuple[Array, Array]:
@@ -466,7 +488,7 @@ def _softmax(logits: Array, axis: int = -2) -> Array:
 
 def _finite(part: Array) -> Mask:
     """Which members, along the first axis, are finite throughout."""
-    return np.asarray(np.isfinite(part).reshape(len(part), -1).all(axis=-1))
+    return np.asarray(np.isfinite(part).all(axis=tuple(range(1, part.ndim))))
 
 
 def _where(members: Mask, new: Array, old: Array) -> Array:
@@ -484,17 +506,16 @@ def _plus_plus(x: Array, v: Array, u: Array) -> tuple[Ints, Array]:
     centres = np.empty((len(x), u.shape[-1], x.shape[-1]))
     closest = np.full(v.shape, np.inf)  # ln D_i^2
     nearest = np.zeros(v.shape, dtype=np.int64)
-    with np.errstate(all="ignore"):
-        log_v = np.log(v)
-        log_law = log_v
-        for k in range(u.shape[-1]):
-            top = log_law.max(axis=-1, keepdims=True)
-            sums = np.cumsum(np.exp(np.where(np.isfinite(top), log_law - top, log_v)), axis=-1)
-            index = (sums <= u[:, k, None] * sums[:, -1:]).sum(axis=-1)
-            centres[:, k] = x[replicate, np.minimum(index, x.shape[1] - 1)]
-            gap = x - centres[:, k, None]
-            log_square = np.log(np.einsum("...nd,...nd->...n", gap, gap))
-            nearest = np.where(log_square < closest, k, nearest)
-            closest = np.minimum(closest, log_square)
-            log_law = log_v + closest
+    log_v = np.log(v)
+    log_law = log_v
+    for k in range(u.shape[-1]):
+        top = log_law.max(axis=-1, keepdims=True)
+        sums = np.cumsum(np.exp(np.where(np.isfinite(top), log_law - top, log_v)), axis=-1)
+        index = (sums <= u[:, k, None] * sums[:, -1:]).sum(axis=-1)
+        centres[:, k] = x[replicate, np.minimum(index, x.shape[1] - 1)]
+        gap = x - centres[:, k, None]
+        log_square = np.log(np.einsum("...nd,...nd->...n", gap, gap))
+        nearest = np.where(log_square < closest, k, nearest)
+        closest = np.minimum(closest, log_square)
+        log_law = log_v + closest
     return nearest, centres

@@ -75,7 +75,7 @@ class RegressionModel:
             )
         elif self.design.rows.shape[-2] < n:
             raise ValueError(
-                f"a fixed design of {self.design.rows.shape[-2]} rows cannot give {n} points; ask for fewer, or set design fresh"
+                f"a fixed design of {self.design.rows.shape[-2]} rows cannot give {n} points; ask for fewer or set design fresh"
             )
         else:
             x = self.design.rows[..., :n, :]
@@ -105,7 +105,7 @@ class RegressionModel:
         free = n - 1 - spread.sum(axis=-1)
         if (free < 0).any():
             raise ValueError(
-                f"{n} points cannot have x of rank {n - 1 - int(free.min())} about their mean; ask for as many as the design has"
+                f"{n} points cannot have x of rank {n - 1 - int(free.min())} about their mean; ask for as many as it has"
             )
         z = np.where(spread, rng.standard_normal((*self.batch, self.d)), 0.0)
         scale = self.noise / np.sqrt(n)

@@ -73,19 +73,20 @@ def law(denoise: Denoise, sampler: Sampler, batch: tuple[int, ...], d: int) -> G
     A and b come from d + 1 probes, the origin and the unit vectors; covariances need not commute.
     denoise takes (*batch, d + 1, d). Cost: one or two denoiser calls on d + 1 points a step.
     """
-    probes = np.broadcast_to(np.vstack([np.zeros(d), np.eye(d)]), (*batch, d + 1, d))
+    identity = np.eye(d)
+    probes = np.broadcast_to(np.vstack([np.zeros(d), identity]), (*batch, d + 1, d))
     mean = np.zeros((*batch, d))
-    cov = np.broadcast_to(sampler.sigma_max**2 * np.eye(d), (*batch, d, d))
+    cov = np.broadcast_to(sampler.sigma_max**2 * identity, (*batch, d, d))
     levels = sampler.levels()
     with np.errstate(all="ignore"):
         for s, s_next in zip(levels[:-1], levels[1:], strict=True):
             image, std = sampler.step(denoise, probes, s, s_next)
             offset = image[..., 0, :]
             transposed = image[..., 1:, :] - offset[..., None, :]
-            mean = np.einsum("...ij,...i->...j", transposed, mean) + offset
-            cov = np.einsum("...ki,...kl,...lj->...ij", transposed, cov, transposed, optimize=True)
+            mean = (mean[..., None, :] @ transposed)[..., 0, :] + offset
+            cov = np.ascontiguousarray(np.swapaxes(transposed, -1, -2)) @ cov @ transposed
             if std > 0:
-                cov = cov + std**2 * np.eye(d)
+                cov = cov + std**2 * identity
     return Gaussian(mean, symmetric(cov))
 
 

@@ -1,0 +1,61 @@
+# make demo: the first result.  make test: what CI runs.  Both make .venv first.
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help env dev demo figures test slow lint types bench docs schema clean
+
+help:  ## show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+env: .venv/core  ## .venv with the core (about half a minute)
+dev: .venv/dev   ## .venv with what the tests need (about a minute)
+
+.venv/core: pyproject.toml constraints.txt
+	@echo "--- environment: .venv with the core, about half a minute (less if pip has its cache)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch .venv/core
+
+.venv/dev: .venv/core
+	@echo "--- environment: the development extras, about a minute"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch .venv/dev
+
+demo: env  ## run gaussian2d and draw Figure 4 (about a minute on two cores)
+	@echo "--- gaussian2d: 20 loops x 400 replicates x 100 generations, about half a minute on two cores"
+	$(BIN)/python -m selfloop.run experiments/gaussian2d.yaml
+	$(BIN)/python -m figures gaussian2d
+
+figures: env  ## redraw every figure from saved results
+	$(BIN)/python -m figures
+
+test: dev  ## lint, types and tests (about three minutes on two cores)
+	@echo "--- lint and types, about half a minute"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@echo "--- tests, about two minutes on two cores"
+	$(BIN)/python -m pytest -n 2
+
+slow: dev  ## the tests that take more than five seconds each
+	$(BIN)/python -m pytest -m slow
+
+lint: dev  ## format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: dev  ## type check
+	$(BIN)/mypy
+
+bench: dev  ## speed, as ratios measured in one run (about two minutes)
+	$(BIN)/python -m pytest benchmarks --benchmark-only -s -p no:xdist
+
+docs: dev  ## HTML documentation in docs/_build
+	$(BIN)/sphinx-build -W -b html docs docs/_build
+
+schema: env  ## rewrite experiments/schema.json
+	$(BIN)/python -m selfloop.run --schema > experiments/schema.json
+
+clean:  ## remove the environment and what was built
+	rm -rf .venv build docs/_build figures/out *.egg-info
