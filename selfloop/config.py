@@ -97,7 +97,7 @@ class ConfigError(Exception):
 
     def _line(self, fault: Fault) -> str:
         where = self.source.where(fault.path) if self.source else ""
-        return f"{where}{dotted(fault.path) or 'the file'}: {fault.text}"
+        return f"{where}{dotted(fault.path)}: {fault.text}" if fault.path else f"{where}{fault.text}"
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _lines(node: Any, path: Path_, lines: dict[Path_, int | None]) -> Iterator[P
 def _override(text: str) -> tuple[Path_, Any]:
     path, sign, value = text.partition("=")
     if not sign or not path:
-        raise ConfigError([Fault((), f"an override is key.path=value, got {text!r}")])
+        raise ConfigError([Fault((), f"command line: an override is key.path=value, got {text!r}")])
     try:
         return tuple(path.strip().split(".")), yaml.load(value, Loader=_Loader)  # noqa: S506
     except yaml.YAMLError as error:
@@ -245,6 +245,10 @@ def load(source: Source) -> list[Point]:
     sweep = _build(Sweep, tree.get("sweep") or {}, ("sweep",), faults)
     if faults:
         raise ConfigError(faults, source)
+    swept = {tuple(path.split(".")) for group in ({**sweep.grid}, *sweep.zip) for path in group}
+    for path in [path for path, line in source.lines.items() if line is None and path in swept]:
+        name = dotted(path)
+        faults.append(Fault(path, f"is swept, and the sweep would win; override sweep.grid.{name}=[...] instead"))
     points = []
     for values, point_tree, axes in _spread(tree, sweep, faults):
         found: list[Fault] = []
@@ -452,7 +456,9 @@ def check(experiment: Experiment) -> list[Fault]:
     for name, tracker in experiment.track.items():
         lacks(getattr(tracker, "needs", frozenset()), ("track", name), name, "remove this tracker")
         for need in sorted(getattr(tracker, "needs_source", frozenset()) - getattr(experiment.real, "gives", frozenset())):
-            faults.append(Fault(("track", name), f"needs a real law with {need}, and {_kind_of(experiment.real)} has none; remove this tracker"))
+            faults.append(
+                Fault(("track", name), f"needs real data with {GIVES[need]}, and {_kind_of(experiment.real)} has none; remove it")
+            )
     if experiment.statistics:
         lacks(frozenset({"draw"}), ("statistics",), "statistics: true", "set statistics: false")
         if mix.curators:

@@ -77,9 +77,10 @@ def factor(cov: Array) -> Array:
             lower[..., 0, 0], lower[..., 1, 0] = first, below
             lower[..., 1, 1] = np.sqrt(np.where(rest > 0, rest, np.nan))
             return np.where(np.isnan(lower).any(axis=(-2, -1), keepdims=True), np.nan, lower)
-    positive = is_positive(cov)
-    if positive.all():
+    try:
         return np.asarray(np.linalg.cholesky(cov))
+    except np.linalg.LinAlgError:
+        positive = is_positive(cov)
     safe = np.where(positive[..., None, None], cov, np.eye(d))
     return np.where(positive[..., None, None], np.linalg.cholesky(safe), np.nan)
 

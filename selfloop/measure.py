@@ -264,13 +264,13 @@ def concatenate(parts: Sequence[Data], masses: Sequence[float] | None = None) ->
 def _take(points: Any, index: Ints, axis: int) -> Any:
     if isinstance(points, Rows):
         return Rows(points.parts, points.index[index])
-    if isinstance(points, np.memmap):
+    if isinstance(points, np.memmap) and axis == 0:
         return Rows((points,), np.asarray(index, dtype=np.int64))
     return np.take(points, index, axis=axis)
 
 
 def _join(points: list[Any], axis: int) -> Any:
-    if not any(isinstance(part, np.memmap | Rows) for part in points):
+    if axis > 0 or not any(isinstance(part, np.memmap | Rows) for part in points):
         return np.concatenate(points, axis=axis)
     parts: list[Any] = []
     index: list[Ints] = []

@@ -74,6 +74,13 @@ class ScoreModel(Model, Protocol):
     @property
     def sampler(self) -> Any: ...
 
+    @property
+    def batch(self) -> tuple[int, ...]: ...
+
+    def shape(self, n: int) -> tuple[int, ...]:
+        """Shape (*batch, n, *event) of n points."""
+        ...
+
     def denoise(self, x: Any, sigma: float, labels: Any = None) -> Any:
         """D(x; sigma) = E[x_0 | x_0 + sigma z = x]; x (*batch, n, *event)."""
         ...

@@ -62,56 +62,65 @@ def headline(table: pd.DataFrame, points: Sequence[Point]) -> pd.DataFrame:
 
 
 def show(points: Sequence[Point], table: pd.DataFrame, limit: int = 40) -> None:
-    """Print the headline figures, a row for each point and metric, and the classes of madness where they are asked for."""
+    """Print the headline figures, a row for each point and metric, and the classes of madness where they are asked for.
+
+    Metrics with a dot in their name (shares of single classes) are left to the results, and so is what goes beyond `limit` rows.
+    """
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
     frame = headline(table, points)
-    main = next(iter(points[0].experiment.track))
-    wanted = frame[frame["metric"] == main] if len(frame) > limit and (frame["metric"] == main).any() else frame
-    paths = list(points[0].values)
-    out = Table(title=f"{points[0].experiment.name}: mean over replicates ± standard error", title_justify="left")
-    for path in paths:
-        out.add_column(path, justify="right")
-    for name in ("metric", "generation 1", "last generation", "value there"):
-        out.add_column(name, justify="left" if name == "metric" else "right")
+    frame = frame[~frame["metric"].astype(str).str.contains(".", regex=False)]
+    names = frame["metric"].astype(str)
+    main = next((name for name in points[0].experiment.track if (names == name).any()), names.iloc[0])
+    wanted = frame[names == main] if len(frame) > limit else frame
+    out = _table(f"{points[0].experiment.name}: mean over replicates ± standard error", points, ["metric", "generation 1", "at the end"])
     for row in wanted.head(limit).to_dict("records"):
-        out.add_row(
-            *[str(row[path]) for path in paths],
-            str(row["metric"]),
-            figure(row["first"], row["first_se"]),
-            str(row["generation"]),
-            figure(row["last"], row["last_se"]),
-        )
+        end = f"{figure(row['last'], row['last_se'])}" + (f" (t = {row['generation']})" if row["generation"] > 1 else "")
+        out.add_row(*_labels(points, row), str(row["metric"]), figure(row["first"], row["first_se"]), end)
     console.print(out)
-    if len(wanted) > limit:
-        console.print(f"{len(wanted) - limit} more rows are in the results")
+    if len(wanted) < len(frame) or len(wanted) > limit:
+        console.print(f"{len(frame) - min(len(wanted), limit)} more rows, of all metrics, are in the results")
     lost = table[table["metric"] == "diverged"]
     if len(lost):
-        firsts = ", ".join(f"replicate {r} at generation {g}" for r, g in zip(lost["replicate"][:3], lost["generation"][:3], strict=True))
-        console.print(f"[bold]{len(lost)} replicates diverged[/] ({firsts}{', ...' if len(lost) > 3 else ''}); means above are of the others")
+        some = list(zip(lost["replicate"], lost["generation"], strict=True))[:3]
+        named = ", ".join(f"replicate {replicate} at generation {generation}" for replicate, generation in some)
+        console.print(f"{len(lost)} replicates diverged ({named}{', ...' if len(lost) > 3 else ''}); the means are of the others")
     rule = points[0].experiment.madness
     if rule is not None:
-        _show_madness(console, verdicts(table, points, rule), rule)
+        _show_madness(console, points, verdicts(table, points, rule), rule)
 
 
-def _show_madness(console: Any, found: Sequence[tuple[Point, list[Verdict]]], rule: Madness) -> None:
+def _table(title: str, points: Sequence[Point], columns: Sequence[str]) -> Any:
+    from rich import box
     from rich.table import Table
 
-    out = Table(title=f"madness by {rule.metric}: end / generation 1 ({rule.confidence:.0%} interval), class (support)", title_justify="left")
-    for path in found[0][0].values:
-        out.add_column(path, justify="right")
-    for name in ("over its own start", "class", "over the standard start", "class"):
+    out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for path in points[0].values:
+        out.add_column(path.split(".")[-1], justify="right")
+    for name in columns:
         out.add_column(name, justify="left")
+    return out
+
+
+def _labels(points: Sequence[Point], row: dict[Any, Any]) -> list[str]:
+    return [f"{row[path]:g}" if isinstance(row[path], float) else str(row[path]) for path in points[0].values]
+
+
+def _show_madness(console: Any, points: Sequence[Point], found: Sequence[tuple[Point, list[Verdict]]], rule: Madness) -> None:
+    title = f"madness by {rule.metric}: end / generation 1 ± half its {rule.confidence:.0%} interval"
+    out = _table(title, points, ["of its own", "class", "of the standard", "class"])
     for point, pair in found:
         cells = []
         for verdict in pair:
-            ratio = f"{verdict.ratio:.3f} ({verdict.low:.3f} to {verdict.high:.3f})" if verdict.kind != "diverged" else "-"
-            share = f"{verdict.kind} ({verdict.support:.0%})" if verdict.kind != "diverged" else f"diverged ({verdict.diverged})"
-            cells += [ratio, share]
-        out.add_row(*[str(value) for value in point.values.values()], *cells)
+            if verdict.kind == "diverged":
+                cells += ["-", f"diverged ({verdict.diverged})"]
+            else:
+                doubt = f" ({verdict.support:.0%})" if verdict.support < rule.confidence else ""
+                cells += [f"{verdict.ratio:.3f} ± {(verdict.high - verdict.low) / 2:.3f}", verdict.kind + doubt]
+        out.add_row(*_labels(points, point.values), *cells)
     console.print(out)
+    console.print(f"a class in doubt shows the share of bootstrap resamples that agree with it, if below {rule.confidence:.0%}")
 
 
 def figure(value: float, error: float) -> str:

@@ -555,8 +555,8 @@ def discrete_variance(probability: float, n: Sizes, t: Times) -> Real:
 def discrete_fixation_time(probabilities: Sequence[float] | Array, n: int) -> float:
     """Expected number of fits until one category is left, fully synthetic: -2n sum_i (1 - p_i) ln(1 - p_i).
 
-    The diffusion limit, n -> infinity: u = -2n sum (1 - p_i) ln(1 - p_i) solves sum_ij p_i (delta_ij - p_j) u_ij / (2n) =
-    -1 and vanishes where one category is left.
+    The diffusion limit: this u solves sum_ij p_i (delta_ij - p_j) u_ij / (2n) = -1 and vanishes where one category is left.
+    With two categories it exceeds the time of the chain itself by about ln(n) / 3 generations.
     Raises ValueError unless p >= 0 adds to one, n >= 1. Derived here; for two categories as commonly stated after Kimura &
     Ohta (1969).
     """
@@ -617,8 +617,8 @@ def discrete_fresh_limit(
 def tempered_probabilities(probabilities: Sequence[float] | Array, temperature: float, rounds: int) -> Array:
     """Categories after `rounds` samplings at a temperature T, no sampling noise: p_i^(1/T^rounds), normalised; shape (K,).
 
-    T < 1 ends in the likeliest categories, T > 1 in the uniform law on the support. A Gaussian at temperature T is bias =
-    T.
+    T < 1 ends in the likeliest categories, T > 1 in the uniform law on the support. For a Gaussian T is
+    the bias.
     Raises ValueError unless p >= 0 adds to one, T > 0, rounds >= 0. Derived here.
     """
     p = _law("probabilities", probabilities)
@@ -664,8 +664,7 @@ def is_sufficiently_stable(ratio: float, lipschitz: float, epsilon: float, alpha
         ratio (1 + L epsilon / alpha) < (1 + gamma) / (2 + gamma)
 
     L: Lipschitz constant of the log-likelihood's Hessian, alpha: its strong concavity, epsilon: distance of the best model
-    from p_r, gamma = correction. As commonly stated; sufficient only: False says nothing, and no loop need diverge above
-    it.
+    from p_r, gamma = correction. As commonly stated; sufficient only: False says nothing.
     Raises ValueError for ratio, L, epsilon or gamma < 0, alpha <= 0.
     Source: Bertrand et al. (2023), arXiv 2310.00429 (gamma = 0: below 1/2); Gillman et al. (2024), arXiv 2402.07087.
     """
@@ -745,9 +744,9 @@ def guided_ode(base: MeanVariance, auxiliary: MeanVariance, omega: Real, sigma_m
         mu = mu_r (1 - R) - w (mu_s - mu_r) [K(1) - K(A / (A + sigma_max^2))],   w = omega,
         K(x) = rho^(w/2) x^(1/2) 2F1(1 - w/2, 1/2; 3/2; (1 - 1/rho) x)
 
-    As sigma_max -> inf: V = A rho^w, ln V extrapolates linearly, and mu = mu_r - w (mu_s - mu_r) K(1), where K(1) = 1 if A
-    = B. For covariances that do not commute det V = det A^(1+w) / det B^w still holds. This is not the law p_r^(1+w)
-    p_s^(-w).
+    As sigma_max -> inf V = A rho^w, so ln V extrapolates linearly, and mu = mu_r - w (mu_s - mu_r) K(1), with K(1) = 1 if
+    the variances are equal. Where covariances do not commute det V = det A^(1+w) / det B^w still holds. This is not the law
+    p_r^(1+w) p_s^(-w).
     Raises ValueError for variances or sigma_max <= 0.
     Source: Alemohammad et al. (2024), arXiv 2408.16333 (guidance); derived here.
     """
@@ -771,9 +770,11 @@ def guided_sde(base: MeanVariance, auxiliary: MeanVariance, omega: Real, beta: f
         V  = A 2F1(1, -(1+beta) w; 1+beta; 1-rho)
         mu = mu_r - w (mu_s - mu_r) rho 2F1(1, 1 - (1+beta) w/2; (3+beta)/2; 1-rho)
 
-    w = omega. beta = 1: V = A (rho^(2w+1) - 1) / ((2w+1) (rho - 1)) and mu = mu_r - (mu_s - mu_r) rho (rho^w - 1) / (rho -
-    1). V is finite for every omega and, for omega > 0, grows with beta toward `product_of_experts` (to infinity where that
-    has no law).
+    with w = omega; at beta = 1
+
+        V = A (rho^(2w+1) - 1) / ((2w+1) (rho - 1)),     mu = mu_r - (mu_s - mu_r) rho (rho^w - 1) / (rho - 1).
+
+    V is finite for every omega; for omega > 0 it grows with beta, to `product_of_experts` if that is a law, else to infinity.
     Raises ValueError for variances <= 0 or beta < 0. Derived here.
     """
     a, _, rho, shift, w = _guided(base, auxiliary, omega)

@@ -175,9 +175,12 @@ def test_tuning_goes_all_the_way_and_no_further() -> None:
 
 def test_contracts_and_restoring() -> None:
     fit, rng = CategoricalFit(), np.random.default_rng(6)
-    assert isinstance(fit, Algorithm) and isinstance(fit, Tunable)
+    assert isinstance(fit, Algorithm)
+    assert isinstance(fit, Tunable)
     model = fit.fit(Categorical(np.array([0.3, 0.7])).expanded(5).draw(9, rng), rng)
-    assert isinstance(model, Model) and isinstance(model, MomentModel) and isinstance(model, BiasedModel)
+    assert isinstance(model, Model)
+    assert isinstance(model, MomentModel)
+    assert isinstance(model, BiasedModel)
     again = fit.restore(model.state())
     np.testing.assert_array_equal(
         again.sample(7, np.random.default_rng(0)).points, model.sample(7, np.random.default_rng(0)).points

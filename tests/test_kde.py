@@ -105,7 +105,8 @@ def test_samples_have_the_moments_of_data_and_kernel(sampler, rng):
     assert (np.abs(centred.mean(axis=0)) < 4.5 * centred.std(axis=0) / math.sqrt(n) + bias).all()
     products = centred[:, :, None] * centred[:, None, :]
     assert (np.abs(products.mean(axis=0) - cov) < 4.5 * products.std(axis=0) / math.sqrt(n) + bias * cov.max()).all()
-    assert model.sample(3, rng).labels is None and model.law() is None
+    assert model.sample(3, rng).labels is None
+    assert model.law() is None
 
 
 def test_centres_are_drawn_by_their_weights(rng):
@@ -118,12 +119,12 @@ def test_centres_are_drawn_by_their_weights(rng):
 
 
 @pytest.mark.parametrize("h", [0.1, 0.5])
-def test_the_loop_replaces_the_variance_of_the_data_by_that_of_the_kernel(h, n=20, replicates=4000):
+def test_the_loop_replaces_the_variance_of_the_data_by_that_of_the_kernel(h):
     """E var_t = (1 - 1/n)^t V_0 + h^2 (n - 1) [1 - (1 - 1/n)^(t - 1)], var_t of the data of fit t, those of fit 1 real.
 
     Each fit is to n points of the one before. Within 4 SE at three generations (false alarms: 0.02 %).
     """
-    rng = np.random.default_rng(5)
+    n, replicates, rng = 20, 4000, np.random.default_rng(5)
     data = Measure.uniform(rng.standard_normal((replicates, n, 1)))
     keep = 1 - 1 / n
     for t in range(1, 61):
@@ -146,7 +147,8 @@ def test_a_member_with_nan_is_nan_and_its_neighbours_do_not_notice(bandwidth, rn
         (model.denoise(x, 0.3), model.log_density(x), model.sample(6, np.random.default_rng(1)).points) for model in (well, ill)
     ]
     for good, bad in zip(*pairs, strict=True):
-        assert np.isnan(bad[1]).all() and np.array_equal(good[[0, 2]], bad[[0, 2]])
+        assert np.isnan(bad[1]).all()
+        assert np.array_equal(good[[0, 2]], bad[[0, 2]])
 
 
 def test_a_flat_direction_stays_flat(rng):
@@ -168,9 +170,11 @@ def test_state_and_restore(rng):
     algorithm = KdeFit(sampler=HEUN)
     model = algorithm.fit(some_data(rng, 10, 2, (3,)), rng)
     again = algorithm.restore(model.state())
-    assert again.sampler == HEUN and again.shape(4) == (3, 4, 2)
+    assert again.sampler == HEUN
+    assert again.shape(4) == (3, 4, 2)
     assert all(np.array_equal(again.state()[name], values) for name, values in model.state().items())
-    assert isinstance(model, ScoreModel) and isinstance(model, BiasedModel)
+    assert isinstance(model, ScoreModel)
+    assert isinstance(model, BiasedModel)
 
 
 def test_it_cannot_be_tuned_and_sims_says_so():

@@ -13,6 +13,7 @@ from scipy.stats import multivariate_normal
 from selfloop.algorithms import mixture
 from selfloop.algorithms.gaussian import GaussianFit, GaussianModel
 from selfloop.algorithms.mixture import MixtureFit, MixtureModel
+from selfloop.algorithms.neon import Neon
 from selfloop.algorithms.sims import Sims
 from selfloop.diffusion.sample import Sampler
 from selfloop.laws import Gaussian
@@ -276,13 +277,15 @@ def test_samples_have_the_moments_of_the_mixture(sampler, rng):
     products = points[:, :, None] * points[:, None, :]
     allowed = 4.5 * products.std(axis=0) / math.sqrt(n) + bias * second.max()
     assert (np.abs(products.mean(axis=0) - second) < allowed).all()
-    assert model.sample(3, rng).labels is None and model.law() is None
+    assert model.sample(3, rng).labels is None
+    assert model.law() is None
 
 
 def test_samples_visit_components_as_often_as_their_weights_say(rng):
     model = MixtureModel(np.array([0.0, 0.1, 0.9]), np.array([[0.0], [10.0], [20.0]]), np.full((3, 1, 1), 0.01))
     counts = np.bincount(model.assign(model.sample(20_000, rng).points), minlength=3)
-    assert counts[0] == 0 and abs(counts[1] - 2000) < 4.5 * math.sqrt(1800)
+    assert counts[0] == 0
+    assert abs(counts[1] - 2000) < 4.5 * math.sqrt(1800)
 
 
 @settings(max_examples=15, deadline=None)
@@ -319,22 +322,33 @@ def test_sims_guides_a_mixture(rng):
     algorithm = MixtureFit(components=2, sampler=HEUN)
     assert isinstance(algorithm, Tunable)
     model = Sims(algorithm=algorithm, n_synthetic=200, budget=0.5, omega=1.0).fit(data, rng)
-    assert isinstance(model.pair.base, ScoreModel) and isinstance(model.pair.base, BiasedModel)
+    assert isinstance(model.pair.base, ScoreModel)
+    assert isinstance(model.pair.base, BiasedModel)
     x = rng.standard_normal((5, 2))
     expected = 2 * model.pair.base.denoise(x, 0.7) - model.pair.auxiliary.denoise(x, 0.7)
     np.testing.assert_allclose(model.denoise(x, 0.7), expected)
     assert model.sample(50, rng).points.shape == (50, 2)
 
 
+def test_neon_extrapolates_a_mixture(rng):
+    data = some_mixture(rng, 2, 2, (3,)).sample(200, rng)
+    model = Neon(algorithm=MixtureFit(components=2), n_synthetic=200, budget=1.0, omega=0.5).fit(data, rng)
+    base, auxiliary = model.pair.base, model.pair.auxiliary
+    np.testing.assert_allclose(model.merged.means, 1.5 * base.means - 0.5 * auxiliary.means, atol=1e-12)
+    assert model.sample(50, rng).points.shape == (3, 50, 2)
+
+
 def test_state_and_restore_bias_and_expansion(rng):
     model = some_mixture(rng, 3, 2)
     algorithm = MixtureFit(components=3, sampler=HEUN)
     restored = algorithm.restore(model.state())
-    assert equal(restored, model) and restored.sampler == HEUN
+    assert equal(restored, model)
+    assert restored.sampler == HEUN
     np.testing.assert_allclose(model.biased(0.5).covs, 0.5 * model.covs)
     assert np.array_equal(model.biased(0.5).means, model.means)
     wide = model.expanded(4)
-    assert wide.batch == (4,) and wide.shape(7) == (4, 7, 2) == wide.sample(7, rng).points.shape
+    assert wide.batch == (4,)
+    assert wide.shape(7) == (4, 7, 2) == wide.sample(7, rng).points.shape
     x = rng.standard_normal((5, 2))
     np.testing.assert_allclose(wide.log_density(x), np.broadcast_to(model.log_density(x), (4, 5)))
 

@@ -55,7 +55,8 @@ def test_on_the_line_both_wrappers_give_one_variance(seed: int, omega: float) ->
     algorithm = GaussianFit()
     both = [kind(algorithm=algorithm, n_synthetic=50, budget=0.3, omega=omega) for kind in (Neon, Sims)]
     laws = [wrapper.fit(data, np.random.default_rng(seed)).law() for wrapper in both]
-    assert laws[0] is not None and laws[1] is not None
+    assert laws[0] is not None
+    assert laws[1] is not None
     np.testing.assert_allclose(laws[0].cov, laws[1].cov, rtol=1e-8)
 
 
@@ -117,7 +118,8 @@ def test_neon_of_categories_extrapolates_log_probabilities() -> None:
 
 
 def test_contracts_are_those_of_the_inner_model() -> None:
-    assert isinstance(neon(), Algorithm) and neon().gives == GaussianFit.gives
+    assert isinstance(neon(), Algorithm)
+    assert neon().gives == GaussianFit.gives
     model = neon().fit(standard(2).draw(30, np.random.default_rng(0)), np.random.default_rng(1))
     for contract in (Model, MomentModel, BiasedModel, ScoreModel):
         assert isinstance(model, contract)

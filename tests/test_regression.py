@@ -39,23 +39,26 @@ def excess(generations: int, accumulate: bool, draw: str, design: str, seed: int
 
 
 @pytest.mark.parametrize("draw", ["sample", "draw"])
-def test_replacing_loops_lose_linearly(draw: str, t: int = 8) -> None:
+def test_replacing_loops_lose_linearly(draw: str) -> None:
     """E |w_t - w|^2 = t sigma^2 d / (n - d - 1), within 4 standard errors."""
+    t = 8
     risk = excess(t, False, draw, "fixed", seed=1)
     assert abs(risk.mean() - t * SIGMA**2 * D / (N - D - 1)) < 4 * risk.std() / math.sqrt(RUNS)
 
 
 @pytest.mark.parametrize("draw", ["sample", "draw"])
-def test_accumulating_loops_stay_bounded(draw: str, t: int = 8) -> None:
+def test_accumulating_loops_stay_bounded(draw: str) -> None:
     """E |w_t - w|^2 = sigma^2 d / (n - d - 1) sum_{i <= t} 1 / i^2, within 4 standard errors."""
+    t = 8
     risk = excess(t, True, draw, "fixed", seed=2)
     expected = SIGMA**2 * D / (N - D - 1) * sum(1 / i**2 for i in range(1, t + 1))
     assert abs(risk.mean() - expected) < 4 * risk.std() / math.sqrt(RUNS)
 
 
 @pytest.mark.parametrize("draw", ["sample", "draw"])
-def test_fresh_designs_lose_the_same_when_replacing(draw: str, t: int = 6) -> None:
+def test_fresh_designs_lose_the_same_when_replacing(draw: str) -> None:
     """Each fit adds an independent error of E = sigma^2 d / (n - d - 1): the sum is the same, within 4 standard errors."""
+    t = 6
     risk = excess(t, False, draw, "fresh", seed=3)
     assert abs(risk.mean() - t * SIGMA**2 * D / (N - D - 1)) < 4 * risk.std() / math.sqrt(RUNS)
 
@@ -172,10 +175,12 @@ def test_singular_members_are_nan_and_alone() -> None:
 def test_contracts_and_restoring(design: str, points: bool) -> None:
     rng = np.random.default_rng(11)
     algorithm = RegressionFit(noise=0.5, design=design)  # type: ignore[arg-type]
-    assert isinstance(algorithm, Algorithm) and not isinstance(algorithm, Tunable)
+    assert isinstance(algorithm, Algorithm)
+    assert not isinstance(algorithm, Tunable)
     data = Measure.uniform(rng.standard_normal((3, 9, 3)))
     model = algorithm.fit(data if points else data.moments(), rng)
-    assert isinstance(model, Model) and isinstance(model, MomentModel)
+    assert isinstance(model, Model)
+    assert isinstance(model, MomentModel)
     assert ("law" in algorithm.gives) == (model.law() is not None)
     again = algorithm.restore(model.state())
     np.testing.assert_array_equal(again.draw(9, np.random.default_rng(0)).cov, model.draw(9, np.random.default_rng(0)).cov)

@@ -1,8 +1,8 @@
 """Every closed form against numbers known beforehand and against a loop written out by hand.
 
-A Monte-Carlo comparison asks that the sample mean lie within 4 standard errors of the formula, false-alarm rate 6e-5 each, hence below
-2 % for the some 300 of this file together; seeds are fixed. `close_on_average` also asks that the standard error be small
-enough to tell the formula from its neighbours (1 % of it unless said otherwise), so that a comparison cannot pass for want of runs.
+A Monte-Carlo comparison asks that the sample mean lie within 4 standard errors of the formula: false-alarm rate 6e-5 each, so
+below 1 % for the some 150 of this file together; seeds are fixed. `close_on_average` also asks that the standard error be small
+enough to tell the formula from its neighbours, 1 % of it unless said otherwise: no comparison passes for want of runs.
 """
 
 import itertools
@@ -105,7 +105,10 @@ def test_fully_synthetic_w2_saturates_at_twice_the_variance_for_maximum_likeliho
 
 def test_unbiased_w2_stays_bounded_when_sizes_grow_fast_enough():
     slow, fast = ([10 * k**power for k in range(1, 4001)] for power in (1, 2))
-    late = {name: theory.fully_synthetic_w2_squared(n, [2000, 4000], estimator="unbiased") for name, n in (("k", slow), ("k2", fast))}
+    late = {
+        name: theory.fully_synthetic_w2_squared(n, [2000, 4000], estimator="unbiased")
+        for name, n in (("k", slow), ("k2", fast))
+    }
     assert np.ptp(late["k2"]) < 1e-4
     assert np.ptp(late["k"]) > 0.05
 
@@ -150,7 +153,9 @@ def test_determinant_in_one_dimension_is_the_variance():
     for estimator in ESTIMATORS:
         args = (9, t, 1, 0.8, estimator)
         assert theory.fully_synthetic_det(*args) == pytest.approx(theory.fully_synthetic_variance(9, t, 0.8, estimator))
-        assert theory.fully_synthetic_log_det(*args).mean == pytest.approx(2 * theory.fully_synthetic_log_std(9, t, 0.8, estimator).mean)
+        assert theory.fully_synthetic_log_det(*args).mean == pytest.approx(
+            2 * theory.fully_synthetic_log_std(9, t, 0.8, estimator).mean
+        )
 
 
 # --- accumulate
@@ -303,7 +308,9 @@ def test_augmentation_error_to_leading_order():
 
 def test_the_best_weight_of_real_data():
     for ratio, weight in [(0.25, 0.8284), (1.0, 0.6180), (4.0, 0.3904)]:
-        found = minimize_scalar(lambda w, k=ratio: theory.weighted_mean_error(w, k), bounds=(0.01, 0.99), options={"xatol": 1e-10})
+        found = minimize_scalar(
+            lambda w, k=ratio: theory.weighted_mean_error(w, k), bounds=(0.01, 0.99), options={"xatol": 1e-10}
+        )
         assert theory.optimal_real_weight(ratio) == pytest.approx(weight, abs=5e-5)
         assert found.x == pytest.approx(theory.optimal_real_weight(ratio), abs=1e-6)
         assert found.fun == pytest.approx(theory.optimal_real_weight(ratio), abs=1e-12)
@@ -391,25 +398,26 @@ def binomial_chain(n):
 
 
 @pytest.mark.parametrize("p", [0.5, 0.2])
-def test_fixation_time_is_exact_for_many_draws(p):
-    errors = []
+def test_fixation_time_exceeds_that_of_the_exact_chain_by_a_third_of_ln_n(p):
+    late = []
     for n in (100, 400):
         inner = binomial_chain(n)[1:-1, 1:-1]
-        time = np.linalg.solve(np.eye(n - 1) - inner, np.ones(n - 1))
-        errors.append(theory.discrete_fixation_time([p, 1 - p], n) / time[round(p * n) - 1] - 1)
-    assert abs(errors[1]) < 5e-3
-    assert abs(errors[1]) < abs(errors[0]) / 2
+        time = np.linalg.solve(np.eye(n - 1) - inner, np.ones(n - 1))[round(p * n) - 1]
+        late.append(theory.discrete_fixation_time([p, 1 - p], n) - time)
+    assert 0 < late[0] < 0.02 * time
+    assert late[1] - late[0] == pytest.approx(math.log(4) / 3, abs=2e-3)
     assert theory.discrete_fixation_time([0.1] * 10, 100) == pytest.approx(189.6, abs=0.05)
 
 
-def test_fixation_time_of_several_categories(n=60, runs=4000):
+def test_fixation_time_of_several_categories(n=300, runs=3000):
+    """At this n the few generations that the diffusion limit adds are below the standard error."""
     rng = np.random.default_rng(11)
     p0 = np.array([0.5, 0.3, 0.2])
     p, time = np.broadcast_to(p0, (runs, 3)), np.zeros(runs)
     while (alive := p.max(axis=1) < 1).any():
         time += alive
         p = rng.multinomial(n, p) / n
-    close_on_average(time + 1e-9, theory.discrete_fixation_time(p0, n), 0.015)
+    close_on_average(time, theory.discrete_fixation_time(p0, n), 0.015)
 
 
 @pytest.mark.parametrize("copies", [1.0, 4.0])
@@ -424,7 +432,7 @@ def test_rare_categories_are_lost_like_branching_lineages(copies):
         for _ in t:
             exact.append(law[0])
             law = law @ chain
-        assert (1 - np.array(exact) > survives * (1 - 1 / n)).all()
+        assert (1 - np.array(exact) > survives).all()
         errors.append(np.abs(np.array(exact) - lost).max())
     assert errors[1] < 2e-3
     assert errors[1] < errors[0] / 3
@@ -502,7 +510,7 @@ def test_regression_known_values():
 
 def test_correction_relaxes_the_sufficient_condition_from_a_half_to_one():
     def largest(gamma):
-        return max(r for r in np.linspace(0, 1.2, 1201) if theory.is_sufficiently_stable(r, 3.0, 0.0, 1.0, gamma))
+        return max(r for r in np.arange(0.0005, 1.2, 0.001) if theory.is_sufficiently_stable(r, 3.0, 0.0, 1.0, gamma))
 
     assert largest(0.0) == pytest.approx(0.5, abs=1e-3)
     assert largest(1.0) == pytest.approx(2 / 3, abs=1e-3)
@@ -572,7 +580,10 @@ def pair(s_r, s_s, omega, mu_r, mu_s):
 @pytest.mark.parametrize(("case", "ode", "sde"), PAIRS)
 def test_guided_laws_known_values(case, ode, sde):
     base, auxiliary, omega = pair(*case)
-    for law, (std, mean) in ((theory.guided_ode(base, auxiliary, omega), ode), (theory.guided_sde(base, auxiliary, omega), sde)):
+    for law, (std, mean) in (
+        (theory.guided_ode(base, auxiliary, omega), ode),
+        (theory.guided_sde(base, auxiliary, omega), sde),
+    ):
         assert math.sqrt(law.variance) == pytest.approx(std, abs=6e-6)
         assert law.mean == pytest.approx(mean, abs=6e-6)
 
@@ -629,6 +640,9 @@ def test_beta_family_leads_from_the_ode_to_the_product_of_experts():
     assert theory.guided_sde(*case, 0.0) == pytest.approx(theory.guided_ode(*case))
     gaps = np.array([theory.guided_sde(*case, beta) for beta in (1e3, 2e3)]) - experts
     assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.01)
+    without_limit = [theory.guided_sde(*pair(1, 0.5, 1, 0, 0), beta).variance for beta in (0, 1, 4, 16, 64)]
+    assert (np.diff(np.log(without_limit)) > 0.1).all()
+    assert without_limit[-1] > 1e6
 
 
 def test_beta_family_is_its_integral():
@@ -769,7 +783,9 @@ def test_steps_converge_to_the_guided_ode_at_their_order(kind, order):
 def test_ancestral_steps_converge_to_the_reverse_sde():
     base, auxiliary, omega = pair(1, 0.9, 1, 0.2, 0.5)
     exact = np.array(theory.guided_sde(base, auxiliary, omega))
-    errors = [np.array(theory.sampler_law(base, auxiliary, omega, Steps("ancestral", n, 1e5, 1e-4))) - exact for n in (2000, 4000)]
+    errors = [
+        np.array(theory.sampler_law(base, auxiliary, omega, Steps("ancestral", n, 1e5, 1e-4))) - exact for n in (2000, 4000)
+    ]
     assert np.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.05)
 
 
@@ -781,7 +797,9 @@ def test_ancestral_steps_converge_to_the_reverse_sde():
     ],
 )  # fmt: skip
 def test_heun_inflates_a_gaussian(variance, n, inflation, digits):
-    assert math.expm1(theory.sampler_log_bias(variance, Steps("heun", n)) / 2) == pytest.approx(inflation, abs=0.51 * 10**-digits)
+    assert math.expm1(theory.sampler_log_bias(variance, Steps("heun", n)) / 2) == pytest.approx(
+        inflation, abs=0.51 * 10**-digits
+    )
 
 
 def test_guided_heun_known_values():
@@ -814,7 +832,9 @@ ANCESTRAL = [Steps("ancestral", n, 20, 0.01) for n in (10, 20, 50)]
 
 
 def test_ancestral_steps_shrink_a_unit_variance():
-    assert [math.exp(theory.sampler_log_bias(1.0, steps)) for steps in ANCESTRAL] == pytest.approx([0.491, 0.691, 0.859], abs=5e-4)
+    assert [math.exp(theory.sampler_log_bias(1.0, steps)) for steps in ANCESTRAL] == pytest.approx(
+        [0.491, 0.691, 0.859], abs=5e-4
+    )
 
 
 @pytest.mark.parametrize("steps", ANCESTRAL)
@@ -830,7 +850,9 @@ def test_best_omega_gives_the_true_variance_back(steps, variance):
         omega = theory.best_omega(eta, steps, variance)
         drawn = theory.sampler_law(MeanVariance(0, variance), MeanVariance(0, variance), 0.0, steps).variance
         auxiliary = MeanVariance(0, variance * (drawn / variance) ** eta)
-        assert theory.sampler_law(MeanVariance(0, variance), auxiliary, omega, steps).variance == pytest.approx(variance, rel=1e-10)
+        assert theory.sampler_law(MeanVariance(0, variance), auxiliary, omega, steps).variance == pytest.approx(
+            variance, rel=1e-10
+        )
         assert abs(math.log(drawn / variance)) > 0.01, "nothing to correct"
 
 
@@ -942,7 +964,9 @@ def test_scalars_give_floats_and_arrays_give_arrays():
     assert isinstance(theory.fully_synthetic_variance(10, 3), float)
     assert theory.fully_synthetic_variance(10, [[1, 2], [3, 4]]).shape == (2, 2)
     assert isinstance(theory.guided_ode(MeanVariance(0, 1.0), MeanVariance(0, 0.9), 1.0).variance, float)
-    assert theory.fresh_moments(5, 5, [3, 1, 2]).variance == pytest.approx([theory.fresh_moments(5, 5, k).variance for k in (3, 1, 2)])
+    assert theory.fresh_moments(5, 5, [3, 1, 2]).variance == pytest.approx(
+        [theory.fresh_moments(5, 5, k).variance for k in (3, 1, 2)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -952,7 +976,10 @@ def test_scalars_give_floats_and_arrays_give_arrays():
         (lambda: theory.fully_synthetic_variance(2.5, 3), "n must be at least 2 and an integer, got 2.5"),
         (lambda: theory.fully_synthetic_variance(5, 0), "t counts fits and must be an integer of at least 1, got 0"),
         (lambda: theory.fully_synthetic_std(5, 2, bias=0.0), "bias must be positive, got 0.0"),
-        (lambda: theory.fully_synthetic_std(5, 2, estimator="mle"), "estimator must be 'maximum_likelihood' or 'unbiased', got 'mle'"),
+        (
+            lambda: theory.fully_synthetic_std(5, 2, estimator="mle"),
+            "estimator must be 'maximum_likelihood' or 'unbiased', got 'mle'",
+        ),
         (lambda: theory.fully_synthetic_log_det(3, 1, 3), "n must be at least 4 and an integer, got 3"),
         (lambda: theory.fresh_fixed_point(10, 90, bias=1.2), "the loop has no limit at bias = 1.2"),
         (lambda: theory.fresh_moments(10, 10, 3, real_weight=1.0), "real_weight must lie strictly between 0 and 1, got 1.0"),

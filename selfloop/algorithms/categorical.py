@@ -124,6 +124,7 @@ class CategoricalFit:
     smoothing: NonNegative = 0.0
 
     gives: ClassVar[frozenset[str]] = frozenset({"draw", "biased", "probabilities"})
+    largest_budget: ClassVar[float] = 1.0
 
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> Categorical:
         """p_k = (n q_k + a) / (n + K a), q the data's mean; points (*batch, n, K), one-hot, or their moments.

@@ -43,6 +43,15 @@ class GaussianModel:
     def _denoiser(self) -> Denoise:
         return gaussian_denoiser(self.fitted)
 
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Shape of the batch axes."""
+        return self.fitted.batch
+
+    def shape(self, n: int) -> tuple[int, ...]:
+        """Shape (*batch, n, d) of n points."""
+        return (*self.fitted.batch, n, self.fitted.d)
+
     def law(self) -> Gaussian:
         """The law of the points drawn, after the sampler's steps."""
         return self._law
@@ -80,6 +89,7 @@ class GaussianFit:
     sampler: Annotated[Sampler, AT_SAMPLING] = Sampler()
 
     gives: ClassVar[frozenset[str]] = frozenset({"law", "draw", "denoise", "biased"})
+    largest_budget: ClassVar[float] = 1.0
 
     def least_points(self, d: int) -> int:
         """Points without which a fit in d dimensions is refused."""

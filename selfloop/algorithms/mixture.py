@@ -199,6 +199,7 @@ class MixtureFit:
     sampler: Annotated[Sampler, AT_SAMPLING] = Sampler()
 
     gives: ClassVar[frozenset[str]] = frozenset({"denoise", "biased"})
+    largest_budget: ClassVar[float] = 1.0
 
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> MixtureModel:
         """The mixture of the data: points (*batch, n, d), their weights honoured.
@@ -329,7 +330,7 @@ class MixtureFit:
             climbing &= np.abs(gain) >= self.tolerance  # False for NaN
             if not climbing.any():
                 break
-            if 2 * climbing.sum() <= len(held):
+            if 2 * climbing.sum() <= len(held) or np.isnan(reached).any():
                 held, statistics = held[climbing], statistics.members(climbing)
                 climbing = np.ones(len(held), dtype=bool)
         failed = ~(now.finite() & np.isfinite(score))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from numpy.random import Generator
 
 from selfloop.component import Count, NonNegative, Omega, component
@@ -61,6 +62,15 @@ class Pair:
         return cls(base, auxiliary)
 
 
+def check_budget(algorithm: Tunable, budget: float) -> None:
+    """Raise ValueError if a budget is more than the algorithm can use: above 1 for closed forms."""
+    largest = getattr(algorithm, "largest_budget", None)
+    if largest is not None and budget > largest:
+        raise ValueError(
+            f"budget must be at most {largest:g}, the whole way (fraction eta) to the fit of the synthetic data; got {budget:g}"
+        )
+
+
 @dataclass(frozen=True)
 class SimsModel:
     """A base model guided away from its auxiliary."""
@@ -72,6 +82,15 @@ class SimsModel:
     def sampler(self) -> Any:
         """The sampler of the base."""
         return self.pair.base.sampler
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Shape of the batch axes."""
+        return self.pair.base.batch  # type: ignore[no-any-return]
+
+    def shape(self, n: int) -> tuple[int, ...]:
+        """Shape (*batch, n, *event) of n points."""
+        return self.pair.base.shape(n)  # type: ignore[no-any-return]
 
     def denoise(self, x: Any, sigma: float, labels: Any = None) -> Any:
         """(1 + omega) D_base(x; sigma) - omega D_auxiliary(x; sigma)."""
@@ -104,9 +123,8 @@ class SimsModel:
             return self._law.sample(n, rng)
         if self.omega in (0, -1):
             return (self.pair.base if self.omega == 0 else self.pair.auxiliary).sample(n, rng, labels, work)  # type: ignore[no-any-return]
-        probe = self.pair.base.shape(n)
-        points = diffusion.sample(lambda x, s: self.denoise(x, s, labels), self.sampler, probe, rng)
-        return Measure.uniform(points)
+        points = diffusion.sample(lambda x, s: self.denoise(x, s, labels), self.sampler, self.shape(n), rng)
+        return Measure(points, np.broadcast_to(1.0 / n, (*self.batch, n)))
 
     def draw(self, n: int, rng: Generator) -> Moments:
         """The moments of n points, where the law is Gaussian. Raises TypeError where it is not."""
@@ -139,6 +157,15 @@ class Sims:
     n_synthetic: Count
     budget: NonNegative
     omega: Omega = 1.0
+
+    def __post_init__(self) -> None:
+        check_budget(self.algorithm, self.budget)
+        sampler, gives = getattr(self.algorithm, "sampler", None), getattr(self.algorithm, "gives", frozenset())
+        if getattr(sampler, "kind", None) == "exact" and "law" not in gives:
+            raise ValueError(
+                "guidance between laws that are not Gaussian has no exact sampler; set the inner algorithm's sampler to "
+                "heun, euler or ancestral with its steps"
+            )
 
     @property
     def gives(self) -> frozenset[str]:

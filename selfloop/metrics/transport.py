@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
-from scipy.spatial.distance import cdist
 
 from selfloop import covariance
 from selfloop.laws import Gaussian
@@ -122,7 +121,7 @@ def wasserstein2(x: Measure, y: Measure, workers: int = 1) -> Array:
         W_2^2 = |m_x - m_y|^2 + min_P sum_ij P_ij |(x_i - m_x) - (y_j - m_y)|^2,   m the means under the weights
 
     Shapes: x.points (*batch, n, d), y.points (*batch, m, d). On the line by sorting; else by POT's network simplex, `emd2`
-    with its O(n m) memory (16 n m bytes, for each worker) or, above 4000 points, `emd2_lazy`, which is as exact.
+    with its O(n m) memory (about 36 n m bytes for each worker) or, above 4000 points, `emd2_lazy`, which is as exact.
     About 0.1 s for n = m = 1000 in the plane and 3 s for 4000; the time grows a little faster than n m.
     The simplex compares costs to an absolute tolerance: hence centred points, divided by the largest distance.
     workers: threads that share the clouds of a batch; the solver runs without the interpreter's lock, and the results are
@@ -166,6 +165,8 @@ def _exact(ot: Any, x: Array, a: Array, y: Array, b: Array) -> float:
 
 
 def _cost(ot: Any, x: Array, a: Array, y: Array, b: Array) -> float:
+    from scipy.spatial.distance import cdist  # as late as POT, which imports it too
+
     options = {"numItermax": MAX_ITERATIONS, "log": True, "return_matrix": False, "center_dual": False}
     try:
         if max(len(x), len(y)) > DENSE_POINTS:
