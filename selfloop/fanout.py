@@ -15,10 +15,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from selfloop.config import Experiment, Point, Source, fit_key, groups, load
-from selfloop.loop import Generation, self_consume
+from selfloop.loop import self_consume
 from selfloop.measure import Array, Data, Measure, Moments
 from selfloop.metrics.track import View
-from selfloop.protocols import Algorithm, Model
+from selfloop.protocols import Algorithm, Generation, Model
 from selfloop.results import Block, RunFolder
 from selfloop.streams import NamedStreams
 

@@ -5,29 +5,13 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from selfloop.measure import Data, finite, with_members_of
 from selfloop.mix import Mix
-from selfloop.protocols import Algorithm, Model, Source, Streams, Tunable
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One turn of the loop.
-
-    index: counted from 1, the number of fits so far; model: what was fitted; drawn: what it hands on;
-    diverged (*batch,): the generation at which a replicate left the range of float64, 0 = it has not.
-    """
-
-    index: int
-    model: Model
-    drawn: Data
-    diverged: NDArray[np.int64]
+from selfloop.protocols import Algorithm, Generation, Model, Source, Streams, Tunable
 
 
 def self_consume(
@@ -51,8 +35,7 @@ def self_consume(
         if not past:
             data = real
         else:
-            drawn_before = [generation.drawn for generation in past]
-            data = mix(mix.real(source, real, index, streams), drawn_before, streams(index, "mix"))
+            data = mix(mix.real(source, real, index, streams), past, streams(index, "mix"))
         if past and mix.warm is not None:
             tuned = cast(Tunable, algorithm).tune(past[-1].model, data, [mix.warm], streams(index, "fit"))
             model: Model = next(iter(tuned))

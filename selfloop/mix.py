@@ -24,7 +24,7 @@ from pydantic import Strict
 
 from selfloop.component import Count, Counts, Fraction, Fractions, NonNegative, Positive, Ratios, component, scheduled
 from selfloop.measure import Array, Data, Ints, Measure, Moments, concatenate
-from selfloop.protocols import Algorithm, BiasedModel, Curator, Model, Source, Streams, drawn_like
+from selfloop.protocols import Algorithm, BiasedModel, Curator, Generation, Model, Source, Streams, drawn_like
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Mix:
 
     n_real: real points, a number or one for each generation (the last goes on). One of n_synthetic, ratio, fraction gives
     the synthetic points that enter each generation; none means as many as real ones. weight_real: the mass of
-    the real part in [0, 1] (by default its share of the points). bias > 0: synthetic data is sampled with it (for a Gaussian
+    the real part in [0, 1], by default its share of the points. bias > 0: synthetic data is sampled with it (for a Gaussian
     N(mu, bias S)). correction gamma >= 0: what a generation hands on is (p_t + gamma p_r) / (1 + gamma), by as many new real
     points of mass gamma (Gillman et al., 2024). pollution: samples of a first model that are mistaken for real data from the
     start (Alemohammad et al., 2024, section 4.2.2). curators: applied in order to what a generation hands on. warm: tune the last
@@ -144,23 +144,25 @@ class Mix:
         start, n = self.real_rows(generation - 1), self.real_size(generation)
         return source.take(start, n, streams(generation, "real"), isinstance(first, Moments)).stamped(0)
 
-    def __call__(self, real: Data, history: Sequence[Data], rng: Generator) -> Data:
-        """The training data of a generation >= 2 from the real part and what earlier generations handed on, last one last."""
-        synthetic = list(history[-self.memory :] if self.memory else history)
+    def __call__(self, real: Data, history: Sequence[Generation], rng: Generator) -> Data:
+        """The training data of a generation >= 2 from the real part and the generations before it, the last one last.
+
+        Every part enters with the mass of its scheduled size, whatever corrections and curators made of its points.
+        """
+        past = list(history[-self.memory :] if self.memory else history)
+        parts = [generation.drawn for generation in past]
+        masses = [float(self.synthetic_size(generation.index + 1)) for generation in past]
         if self.type.real == "none":
-            return concatenate(synthetic)
-        pool = concatenate([real, *synthetic], self._masses(real, synthetic))
+            return concatenate(parts, masses)
+        w = self.weight_real
+        mass_real = float(np.mean(real.n)) if w is None else w
+        total = sum(masses)
+        pool = concatenate([real, *parts], [mass_real, *(mass if w is None else (1 - w) * mass / total for mass in masses)])
         if not self.type.subsample:
             return pool
         if not isinstance(pool, Measure) or not isinstance(real, Measure):
             raise TypeError("accumulate_subsample draws points from its pool and moments have none; set statistics: false")
         return subsampled(pool, min(real.n, pool.n), rng)
-
-    def _masses(self, real: Data, synthetic: Sequence[Data]) -> list[float] | None:
-        if self.weight_real is None:
-            return None
-        sizes = np.array([float(np.mean(part.n)) for part in synthetic])
-        return [self.weight_real, *((1 - self.weight_real) * sizes / sizes.sum())]
 
     def hand_on(self, model: Model, source: Source, real: Data, generation: int, streams: Streams) -> Data:
         """What a generation gives the next: samples of its model, biased, corrected and curated as this mix says."""

@@ -6,9 +6,12 @@ configuration is read and not after an hour; an algorithm without it is asked at
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Data, Measure, Moments, Selection
@@ -84,6 +87,20 @@ class ScoreModel(Model, Protocol):
     def denoise(self, x: Any, sigma: float, labels: Any = None) -> Any:
         """D(x; sigma) = E[x_0 | x_0 + sigma z = x]; x (*batch, n, *event)."""
         ...
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One turn of a loop.
+
+    index: counted from 1, the number of fits so far; model: what was fitted; drawn: what it hands on;
+    diverged (*batch,): the generation at which a replicate left the range of float64, 0 = it has not.
+    """
+
+    index: int
+    model: Model
+    drawn: Data
+    diverged: NDArray[np.int64]
 
 
 @runtime_checkable

@@ -367,9 +367,9 @@ def fresh_variance_limit(fraction: Real, bias: Real) -> Real:
 def effective_sample_size(n_real: int, n_synthetic: int, bias: float = 1.0) -> float:
     """n_e: how many real points alone would give the fresh loop's limiting mean error, V_0 / n_e = e.
 
-    Without bias n_e = N (1 - f^2) + f, and n_e / n_r -> (n_r + 2 n_s) / (n_r + n_s) in [1, 2) for large n. The distance's
-    mean part only: with bias < 1 the variance is off as well, and the n_e of Alemohammad et al. (2023), arXiv 2307.01850,
-    which compares whole distances, is smaller.
+    Without bias n_e = N (1 - f^2) + f, and n_e / n_r -> (n_r + 2 n_s) / (n_r + n_s) in [1, 2) for large n. This is
+    the mean's part alone: the n_e of Alemohammad et al. (2023), arXiv 2307.01850, compares whole distances, in which the
+    variance counts as well, and with bias < 1 is systematically off.
     Raises as `fresh_fixed_point`. Derived here.
     """
     return 1 / float(fresh_fixed_point(n_real, n_synthetic, bias).mean_error)

@@ -974,6 +974,10 @@ def test_scalars_give_floats_and_arrays_give_arrays():
     [
         (lambda: theory.fully_synthetic_variance(1, 3), "n must be at least 2 and an integer, got 1"),
         (lambda: theory.fully_synthetic_variance(2.5, 3), "n must be at least 2 and an integer, got 2.5"),
+        (lambda: theory.fully_synthetic_variance([], 3), "n must be at least 2"),
+        (lambda: theory.augment_moments(1, 5, 3), "n must be at least 2 and an integer, got 1"),
+        (lambda: theory.augment_mean_error(0, 5, 1), "n_real must be an integer of at least 1, got 0"),
+        (lambda: theory.augment_ratio_limit(5, 0), "n_synthetic must be an integer of at least 1, got 0"),
         (lambda: theory.fully_synthetic_variance(5, 0), "t counts fits and must be an integer of at least 1, got 0"),
         (lambda: theory.fully_synthetic_std(5, 2, bias=0.0), "bias must be positive, got 0.0"),
         (

@@ -58,6 +58,11 @@ class NeonModel:
         """The category probabilities of the merged model."""
         return self._offered("probabilities")  # type: ignore[no-any-return]
 
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Shape of the batch axes."""
+        return self._offered("batch")  # type: ignore[no-any-return]
+
     def shape(self, n: int) -> tuple[int, ...]:
         """Shape (*batch, n, *event) of n points."""
         return self._offered("shape")(n)  # type: ignore[no-any-return]

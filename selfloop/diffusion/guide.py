@@ -8,10 +8,11 @@ Source: Alemohammad et al. (2024), Algorithm 1. omega = 0 is the base, omega = -
 autoguidance (Karras et al., 2024) has the same form with weight w = 1 + omega and another auxiliary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.integrate import solve_ivp
+from scipy.integrate import DOP853
 
 from selfloop import covariance
 from selfloop.diffusion.sample import Denoise
@@ -35,11 +36,14 @@ def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:
 
     is linear in x; its fundamental matrix is integrated to 1e-10, so covariances need not commute. Where they do,
     the covariance is S_r^(1 + omega) S_s^(-omega). (This is not the tilted density p_r^(1 + omega) p_s^(-omega).)
-    batch and d are those of `base`. Members that are not positive definite come back as NaN.
+    batch and d are those of `base`; every member is integrated with steps of its own. Members that are not positive
+    definite come back as NaN. Derived here.
 
-    With theta = (c / (c + p))^(1/2) and y = theta x / c^(1/2) the equation is smooth on theta in [0, 1], noise to data:
-        dy/dtheta = sum_k a_k [H_k y + K_k m_k],  a = (1 + omega, -omega),  g = c + (Lambda_k - c) theta^2,
-        H_k = theta (Lambda_k - c) / g,  K_k = c^(1/2) / g  in the eigenbasis of S_k;  y(0) ~ N(0, I).
+    With theta = (c / (c + p))^(1/2), c the geometric mean of the eigenvalues of S_r, and y = theta (x - m_r) / c^(1/2), the
+    equation is smooth on theta in [0, 1], from noise to data:
+
+        dy/dtheta = (1 + omega) H_r y - omega (H_s y + K_s (m_s - m_r)),     y(0) ~ N(0, I),
+        H = theta (Lambda - c) / g,   K = c^(1/2) / g,   g = c + (Lambda - c) theta^2   in the eigenbasis of S_r or S_s
     """
     if omega == 0:
         return base
@@ -47,30 +51,61 @@ def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:
         return auxiliary
     d, batch = base.d, base.batch
     fine = base.is_finite() & auxiliary.is_finite()
-    identity = np.eye(d)
-    spectra = [covariance.eigh(np.where(fine[..., None, None], law.cov, identity)) for law in (base, auxiliary)]
-    shift = np.where(fine[..., None], auxiliary.mean - base.mean, 0.0)
-    scale = np.exp(np.log(spectra[0][0]).mean(axis=-1))[..., None]
-    weights = (1 + omega, -omega)
+    covs = [law.cov[fine].reshape(-1, d, d) for law in (base, auxiliary)]
+    shift = (auxiliary.mean - base.mean)[fine].reshape(-1, d)
+    (values_r, u_r), (values_s, u_s) = (covariance.eigh(cov) for cov in covs)
+    scale = np.exp(np.log(values_r).mean(axis=-1, keepdims=True))
+    back_r, back_s = (np.ascontiguousarray(np.swapaxes(u, -1, -2)) for u in (u_r, u_s))
 
-    def slope(theta: float, flat: Array) -> Array:
-        y = flat.reshape(*batch, d, d + 1)
-        total = np.zeros_like(y)
-        for weight, (values, vectors) in zip(weights, spectra, strict=True):
-            gap = values - scale
-            rate = weight * theta * gap / (scale + gap * theta**2)
-            total += np.einsum("...ij,...j,...kj,...kl->...il", vectors, rate, vectors, y, optimize=True)
-        values, vectors = spectra[1]
-        pull = -omega * np.sqrt(scale) / (scale + (values - scale) * theta**2)
-        total[..., d] += np.einsum("...ij,...j,...kj,...k->...i", vectors, pull, vectors, shift, optimize=True)
-        return np.asarray(total.ravel())
+    def slope(theta: Array, y: Array, active: Array) -> Array:
+        t, c = theta[:, None], scale[active]
+        gap_r, gap_s = values_r[active] - c, values_s[active] - c
+        h_r = (1 + omega) * t * gap_r / (c + gap_r * t**2)
+        g_s = c + gap_s * t**2
+        turned = back_s[active] @ y
+        turned *= (-omega * t * gap_s / g_s)[..., None]
+        turned[..., d] -= omega * np.sqrt(c) / g_s * (back_s[active] @ shift[active][..., None])[..., 0]
+        return u_r[active] @ (h_r[..., None] * (back_r[active] @ y)) + u_s[active] @ turned
 
-    start = np.broadcast_to(np.hstack([identity, np.zeros((d, 1))]), (*batch, d, d + 1))
-    end = solve_ivp(slope, (0.0, 1.0), start.ravel(), method="DOP853", rtol=1e-10, atol=1e-12)
-    if not end.success:
-        raise ArithmeticError(f"the guided flow at omega = {omega} could not be integrated: {end.message}")
-    y = end.y[:, -1].reshape(*batch, d, d + 1)
+    start = np.broadcast_to(np.hstack([np.eye(d), np.zeros((d, 1))]), (len(shift), d, d + 1))
+    y = integrated(slope, start)
     matrix = np.sqrt(scale)[..., None] * y[..., :d]
-    mean = base.mean + np.sqrt(scale) * y[..., d]
-    cov = covariance.symmetric(matrix @ np.swapaxes(matrix, -1, -2))
-    return Gaussian(np.where(fine[..., None], mean, np.nan), np.where(fine[..., None, None], cov, np.nan))
+    mean, cov = np.full((*batch, d), np.nan), np.full((*batch, d, d), np.nan)
+    mean[fine] = base.mean[fine] + (np.sqrt(scale) * y[..., d]).reshape(base.mean[fine].shape)
+    cov[fine] = covariance.symmetric(matrix @ np.swapaxes(matrix, -1, -2)).reshape(base.cov[fine].shape)
+    return Gaussian(mean, cov)
+
+
+def integrated(slope: Callable[[Array, Array, Array], Array], start: Array, tolerance: float = 1e-10) -> Array:
+    """y(1) of dy/dtheta = slope(theta, y) from y(0) = start (members, ...), each member with steps of its own.
+
+    slope(theta (m,), y (m, ...), active (m,)) is asked for the members `active`. A member's result does not depend on the
+    others, which an integrator of the whole batch could not promise. Dormand and Prince's method of order 8 (Hairer, Norsett
+    and Wanner, 1993, section II.5, the coefficients as in scipy.integrate.DOP853), local error below `tolerance` relative to y.
+    Raises ArithmeticError if a step becomes too small.
+    """
+    y, theta = np.array(start, dtype=float), np.zeros(len(start))
+    h = np.full(len(start), 0.05)
+    stages = DOP853.n_stages
+    while (active := np.flatnonzero(theta < 1)).size:
+        t, x, step = theta[active], y[active], np.minimum(h[active], 1 - theta[active])
+        wide = (-1, *(1 for _ in x.shape[1:]))
+        k = [slope(t, x, active)]
+        for row, node in zip(DOP853.A[1:stages], DOP853.C[1:stages], strict=True):
+            increment = sum(a * slope_j for a, slope_j in zip(row, k, strict=False) if a != 0)
+            k.append(slope(t + node * step, x + step.reshape(wide) * increment, active))
+        new = x + step.reshape(wide) * sum(b * slope_j for b, slope_j in zip(DOP853.B, k, strict=True) if b != 0)
+        k.append(slope(t + step, new, active))
+        size = tolerance * (1e-2 + np.maximum(np.abs(x), np.abs(new)))
+        e5, e3 = (
+            (np.abs(sum(e * slope_j for e, slope_j in zip(weights, k, strict=True) if e != 0) / size) ** 2).reshape(len(t), -1).sum(axis=1)
+            for weights in (DOP853.E5, DOP853.E3)
+        )
+        error = step * e5 / np.sqrt(np.maximum((e5 + 0.01 * e3) * size[0].size, np.finfo(float).tiny))
+        good = error < 1
+        theta[active[good]] = np.where(step == 1 - t, 1.0, t + step)[good]
+        y[active[good]] = new[good]
+        h[active] = step * np.clip(0.9 * np.maximum(error, 1e-14) ** -0.125, 0.2, 10.0)
+        if not (h[active] > 1e-12).all():
+            raise ArithmeticError("the guided flow could not be integrated: its step became too small")
+    return y

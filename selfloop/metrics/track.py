@@ -42,10 +42,9 @@ from selfloop.component import Count, Positive, component
 from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion.score import gaussian_denoiser
 from selfloop.laws import Gaussian
-from selfloop.loop import Generation
 from selfloop.measure import Array, Measure, Moments
 from selfloop.metrics import transport
-from selfloop.protocols import Model, MomentModel, Source, Streams
+from selfloop.protocols import Generation, Model, MomentModel, Source, Streams
 
 
 @dataclass(frozen=True)

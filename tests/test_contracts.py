@@ -1,0 +1,264 @@
+"""What every registered member must do, whoever wrote it. A new algorithm, source, curator or tracker adds one line to the tables.
+
+Where two ways of drawing are compared, 2000 replicates give standard errors and the bound is 4 of them (false alarms: 6e-5 a
+comparison; seeds are fixed)."""
+
+import io
+
+import numpy as np
+import pytest
+
+from selfloop import registry
+from selfloop.diffusion.sample import Sampler
+from selfloop.loop import self_consume
+from selfloop.measure import Measure, Moments
+from selfloop.metrics.track import View
+from selfloop.mix import LOOP_TYPES, Mix
+from selfloop.protocols import Algorithm, BiasedModel, Curator, Model, MomentModel, ScoreModel, Tunable
+from selfloop.streams import NamedStreams
+
+STEPS = Sampler(kind="heun", steps=12, sigma_max=20.0, sigma_min=0.02)
+
+
+def make(group: str, kind: str, **options):
+    return registry.resolve(group, kind)(**options)
+
+
+PLANE = {"kind": "gaussian", "mean": (0.5, -1.0), "cov": ((1.0, 0.3), (0.3, 2.0))}
+SOURCES = {
+    "gaussian": PLANE,
+    "mixture": {"means": ((-2.0, 0.0), (2.0, 1.0)), "std": 0.5, "weights": (0.3, 0.7)},
+    "categorical": {"probabilities": (0.5, 0.3, 0.15, 0.05)},
+    "regression": {"coefficients": (1.0, -2.0), "noise": 0.5},
+    "digits": {"held_out": 0.5},
+}
+
+
+def source_of(kind: str, runs: int):
+    options = {key: value for key, value in SOURCES[kind].items() if key != "kind"}
+    return make("sources", kind, **options).replicated(runs, np.random.default_rng(0))
+
+
+def gaussian(**options):
+    return make("algorithms", "gaussian", **options)
+
+
+ALGORITHMS = {
+    "gaussian": [(gaussian(), "gaussian"), (gaussian(sampler=STEPS, estimator="unbiased", shrinkage="oas"), "gaussian")],
+    "mixture": [(make("algorithms", "mixture", components=2, sampler=s), "mixture") for s in (Sampler(), STEPS)],
+    "kde": [(make("algorithms", "kde", bandwidth=b), "mixture") for b in ("silverman", 0.3)],
+    "categorical": [(make("algorithms", "categorical"), "categorical")],
+    "regression": [(make("algorithms", "regression", noise=0.5, design=d), "regression") for d in ("fixed", "fresh")],
+    "sims": [
+        (make("algorithms", "sims", algorithm=gaussian(sampler=s), n_synthetic=50, budget=0.5, omega=1.5), "gaussian")
+        for s in (Sampler(), STEPS)
+    ]
+    + [
+        (
+            make(
+                "algorithms", "sims", algorithm=make("algorithms", "mixture", components=2, sampler=STEPS),
+                n_synthetic=50, budget=0.5, omega=0.5,
+            ),  # fmt: skip
+            "mixture",
+        )
+    ],
+    "neon": [
+        (make("algorithms", "neon", algorithm=gaussian(), n_synthetic=50, budget=0.5, omega=1.5), "gaussian"),
+        (
+            make(
+                "algorithms", "neon", algorithm=make("algorithms", "mixture", components=2),
+                n_synthetic=50, budget=0.2, omega=0.5,
+            ),  # fmt: skip
+            "mixture",
+        ),
+    ],
+}
+CASES = [pytest.param(algorithm, source, id=f"{kind}-{i}") for kind, cases in ALGORITHMS.items() for i, (algorithm, source) in enumerate(cases)]  # fmt: skip
+
+
+def test_every_registered_algorithm_and_source_is_under_contract():
+    assert set(ALGORITHMS) == set(registry.KINDS["algorithms"])
+    assert set(SOURCES) == set(registry.KINDS["sources"])
+
+
+def fitted(algorithm: Algorithm, source: str, runs: int = 3, n: int = 60, seed: int = 1) -> tuple[Measure, Model]:
+    data = source_of(source, runs).take(0, n, np.random.default_rng(seed))
+    return data, algorithm.fit(data, np.random.default_rng(seed + 1))
+
+
+@pytest.mark.parametrize(("algorithm", "source"), CASES)
+def test_samples_are_measures_of_the_batch_and_event_of_the_data(algorithm, source):
+    data, model = fitted(algorithm, source)
+    drawn = model.sample(40, np.random.default_rng(3))
+    assert isinstance(model, Model)
+    assert (drawn.batch, drawn.n, drawn.event) == (data.batch, 40, data.event)
+    assert np.isfinite(drawn.points).all()
+    np.testing.assert_allclose(drawn.weights.sum(axis=-1), 1)
+
+
+@pytest.mark.parametrize(("algorithm", "source"), CASES)
+def test_the_same_streams_give_the_same_bits(algorithm, source):
+    (_, one), (_, two) = fitted(algorithm, source), fitted(algorithm, source)
+    np.testing.assert_array_equal(*(m.sample(20, np.random.default_rng(3)).points for m in (one, two)))
+
+
+@pytest.mark.parametrize(("algorithm", "source"), CASES)
+def test_a_model_comes_back_from_its_state_through_plain_arrays(algorithm, source):
+    _, model = fitted(algorithm, source)
+    buffer = io.BytesIO()
+    np.savez(buffer, **model.state())
+    buffer.seek(0)
+    with np.load(buffer, allow_pickle=False) as file:
+        back = algorithm.restore(dict(file))
+    np.testing.assert_array_equal(*(m.sample(20, np.random.default_rng(3)).points for m in (model, back)))
+    if model.law() is not None:
+        np.testing.assert_array_equal(model.law().cov, back.law().cov)
+
+
+@pytest.mark.parametrize(("algorithm", "source"), CASES)
+def test_what_an_algorithm_says_it_gives_is_there(algorithm, source):
+    _, model = fitted(algorithm, source)
+    gives = algorithm.gives
+    assert ("law" in gives) == (model.law() is not None)
+    assert not ("draw" in gives) or isinstance(model, MomentModel)
+    assert not ("denoise" in gives) or isinstance(model, ScoreModel)
+    assert not ("biased" in gives) or isinstance(model, BiasedModel)
+    for name in ("probabilities", "coefficients"):
+        assert not (name in gives) or hasattr(model, name)
+
+
+@pytest.mark.parametrize(("algorithm", "source"), CASES)
+def test_a_member_that_is_not_finite_leaves_its_neighbours_bit_identical(algorithm, source):
+    data, model = fitted(algorithm, source)
+    points = np.array(data.points, dtype=float)
+    points[0, 0] = np.nan
+    with np.errstate(all="ignore"):
+        spoilt = algorithm.fit(Measure(points, data.weights), np.random.default_rng(2))
+        drawn = [m.sample(20, np.random.default_rng(3)).points for m in (model, spoilt)]
+    np.testing.assert_array_equal(drawn[0][1:], drawn[1][1:])
+
+
+@pytest.mark.parametrize(("algorithm", "source"), [case for case in CASES if "law" in case.values[0].gives])
+def test_samples_follow_the_law_that_is_claimed(algorithm, source):
+    _, model = fitted(algorithm, source, runs=1)
+    law, x = model.law(), np.asarray(model.sample(40_000, np.random.default_rng(5)).points[0])
+    error = np.sqrt(np.diag(law.cov[0]) / len(x))
+    assert np.all(np.abs(x.mean(axis=0) - law.mean[0]) < 4 * error)
+    centred = x - law.mean[0]
+    products = centred[:, :, None] * centred[:, None, :]
+    error = products.std(axis=0) / np.sqrt(len(x))
+    assert np.all(np.abs(products.mean(axis=0) - law.cov[0]) < 4 * error)
+
+
+@pytest.mark.parametrize(("algorithm", "source"), [case for case in CASES if "draw" in case.values[0].gives])
+def test_moments_drawn_without_points_have_the_law_of_moments_of_points(algorithm, source):
+    """Mean and variance, over 2000 replicates of one model, of every entry of mean and covariance."""
+    data, _ = fitted(algorithm, source, runs=1)
+    many = Measure(np.repeat(data.points, 2000, axis=0), np.repeat(data.weights, 2000, axis=0))
+    model = algorithm.fit(many, np.random.default_rng(2))
+    drawn, made = model.draw(60, np.random.default_rng(3)), model.sample(60, np.random.default_rng(4)).moments()
+    for a, b in ((drawn.mean, made.mean), (drawn.cov, made.cov)):
+        a, b = a.reshape(2000, -1), b.reshape(2000, -1)
+        for x, y in ((a, b), ((a - a.mean(0)) ** 2, (b - b.mean(0)) ** 2)):
+            error = np.sqrt((x.var(axis=0) + y.var(axis=0)) / 2000) + 1e-12
+            assert np.all(np.abs(x.mean(axis=0) - y.mean(axis=0)) < 4 * error)
+
+
+@pytest.mark.parametrize(("algorithm", "source"), [case for case in CASES if isinstance(case.values[0], Tunable)])
+def test_tuning_starts_at_the_model_and_ends_at_the_fit(algorithm, source):
+    _, model = fitted(algorithm, source)
+    other, _ = fitted(algorithm, source, seed=7)
+    start, half, end = algorithm.tune(model, other, [0.0, 0.5, 1.0], np.random.default_rng(2))
+    for name, values in model.state().items():
+        np.testing.assert_allclose(start.state()[name], values, rtol=1e-9, atol=1e-12)
+    assert any(not np.allclose(half.state()[name], values) for name, values in model.state().items())
+    back = algorithm.interpolate(end, model, 1.0)
+    for name, values in model.state().items():
+        np.testing.assert_allclose(back.state()[name], values, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match=r"fraction eta in \[0, 1\]"):
+        list(algorithm.tune(model, other, [1.5], np.random.default_rng(2)))
+
+
+@pytest.mark.parametrize("kind", LOOP_TYPES)
+@pytest.mark.parametrize(("algorithm", "source"), CASES)
+def test_every_algorithm_runs_in_every_loop_type(algorithm, source, kind):
+    runs, mix, streams = 2, Mix(kind=kind, n_real=60), NamedStreams(0)
+    supply = source_of(source, runs)
+    for statistics in {False, "draw" in algorithm.gives and not mix.type.subsample}:
+        real = mix.first(supply, streams, statistics)
+        generations = list(self_consume(supply, real, algorithm, mix, 3, streams))
+        assert len(generations) == 3
+        assert not generations[-1].diverged.any()
+        assert isinstance(generations[-1].drawn, Moments if statistics else Measure)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_sources_hand_out_rows_without_using_one_twice(kind):
+    supply = source_of(kind, 2)
+    first, second = (supply.take(start, 30, np.random.default_rng(start)) for start in (0, 30))
+    assert first.n == second.n == 30
+    assert first.batch == (2,)
+    if kind == "digits":
+        together = {tuple(row) for data in (first, second) for row in data.points[0]}
+        assert len(together) == 60
+        with pytest.raises(ValueError, match="exhausted"):
+            supply.take(880, 30, np.random.default_rng(0))
+    assert not np.array_equal(first.points[0], first.points[1])
+
+
+TRACKERS = {
+    "w2": ("gaussian", {"w2"}),
+    "w2_moments": ("gaussian", {"w2_moments"}),
+    "w2_empirical": ("gaussian", {"w2_empirical", "w2_floor"}),
+    "frechet": ("gaussian", {"frechet", "frechet_floor"}),
+    "sampler_w2": ("gaussian", {"sampler_w2"}),
+    "mean_norm": ("gaussian", {"mean_norm"}),
+    "variance": ("gaussian", {"variance", "log_variance"}),
+    "log_det": ("gaussian", {"log_det"}),
+    "modes": ("mixture", {"mode_coverage", "mode_entropy"}),
+    "categories": ("categorical", {"entropy", "heterozygosity", "support"}),
+    "excess_risk": ("regression", {"excess_risk"}),
+    "class_shares": ("digits", {"class_tv", "class_entropy", *(f"class_share.{c}" for c in range(10))}),
+}
+FITTED_BY = {
+    "gaussian": gaussian(sampler=STEPS),
+    "mixture": ALGORITHMS["mixture"][0][0],
+    "categorical": ALGORITHMS["categorical"][0][0],
+    "regression": ALGORITHMS["regression"][0][0],
+    "digits": make("algorithms", "kde", bandwidth=0.05),
+}
+
+
+@pytest.mark.parametrize("kind", TRACKERS)
+def test_trackers_give_a_finite_value_a_replicate_and_touch_no_other_stream(kind):
+    assert set(TRACKERS) == set(registry.KINDS["trackers"])
+    source, names = TRACKERS[kind]
+    supply, streams = source_of(source, 3), NamedStreams(0)
+    mix = Mix(kind="augment", n_real=200)
+    real = mix.first(supply, streams)
+    generation = next(iter(self_consume(supply, real, FITTED_BY[source], mix, 1, streams)))
+    tracker = make("trackers", kind, **({"n_train": 500} if kind == "class_shares" else {}))
+    values = tracker(View(generation, supply, streams, 2))
+    assert set(values) == names
+    assert all(np.shape(value) == (2,) and np.isfinite(value).all() for value in values.values())
+    again = tracker(View(generation, supply, streams, 3))
+    assert all(np.array_equal(values[name], again[name][:2]) for name in names)
+
+
+CURATORS = {"truncate": {"radius": 1.0}, "reward": {"strength": 0.5, "target": (0.0, 0.0)}}
+
+
+@pytest.mark.parametrize("kind", CURATORS)
+def test_curators_select_rows_in_order_with_weights_and_a_table_over_all_rows(kind):
+    assert set(CURATORS) == set(registry.KINDS["curators"])
+    data = source_of("gaussian", 3).take(0, 50, np.random.default_rng(0))
+    curator = make("curators", kind, **CURATORS[kind])
+    assert isinstance(curator, Curator)
+    selection = curator(data, np.random.default_rng(1))
+    assert np.array_equal(selection.index, np.unique(selection.index))
+    assert all(column.shape == (3, 50) for column in selection.table.values())
+    kept = selection.apply(data)
+    np.testing.assert_allclose(kept.weights.sum(axis=-1), 1)
+    shuffled = np.random.default_rng(2).permutation(50)
+    other = curator(data.subset(shuffled), np.random.default_rng(1)).apply(data.subset(shuffled))
+    np.testing.assert_allclose(other.weights, kept.weights[:, shuffled], rtol=1e-9)
