@@ -1,11 +1,25 @@
 """One look for all figures: colours that colour-blind readers can tell apart, labels with units, bands explained."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import matplotlib
+import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from figures.averages import Course
 
 matplotlib.use("Agg")
+WIDTH = 7.2
+"""Inches: two columns of a page."""
 COLOURS = sns.color_palette("colorblind")
+ORDERED = sns.color_palette("viridis", 6)[:5]
+"""Five steps from dark to light for an ordered quantity."""
+MARKERS = "osD^vP"
+DASHES: list[Any] = ["-", (0, (6, 2)), (0, (4, 1.5, 1, 1.5)), (0, (1.2, 1.2)), (0, (7, 1.5, 1, 1.5, 1, 1.5))]
+THEORY: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2.5)), "linewidth": 0.9, "zorder": 4}
 CLASS_COLOURS = {
     "none": "0.45",
     "weak": COLOURS[2],
@@ -22,20 +36,68 @@ sns.set_theme(
     rc={
         "axes.spines.right": False,
         "axes.spines.top": False,
-        "axes.titlesize": 9,
+        "axes.titlesize": 8.5,
         "axes.titleweight": "bold",
-        "axes.labelsize": 9,
+        "axes.titlelocation": "left",
+        "axes.labelsize": 8.5,
+        "axes.linewidth": 0.8,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "xtick.major.width": 0.8,
+        "ytick.major.width": 0.8,
+        "xtick.major.size": 3.5,
+        "ytick.major.size": 3.5,
+        "xtick.minor.size": 2,
+        "ytick.minor.size": 2,
         "legend.frameon": False,
         "legend.fontsize": 8,
         "legend.title_fontsize": 8,
         "lines.linewidth": 1.4,
         "pdf.fonttype": 42,
+        "figure.constrained_layout.w_pad": 0.06,
+        "figure.constrained_layout.h_pad": 0.06,
     },
 )
 
 
-def reference(axes: Axes, y: float, text: str = "") -> None:
-    """A thin grey line at y, with a word on it."""
+def reference(axes: Axes, y: float, text: str = "", x: float = 1.0, va: str = "bottom") -> None:
+    """A thin grey line at y, with a word on it that ends at the fraction x of the axes."""
     axes.axhline(y, color="0.6", linewidth=0.8, zorder=0)
     if text:
-        axes.annotate(text, (1.0, y), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color="0.4")
+        axes.annotate(
+            text, (x, y), (0, 1.5 if va == "bottom" else -2), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", va=va, fontsize=7.5, color="0.35",
+        )  # fmt: skip
+
+
+def band(axes: Axes, at: Course, **line: Any) -> None:
+    """A curve, and a band of one standard error to each side."""
+    (drawn,) = axes.plot(at.generation, at.mean, **line)
+    axes.fill_between(at.generation, at.mean - at.error, at.mean + at.error, color=drawn.get_color(), alpha=0.25, linewidth=0)
+
+
+def label_ends(axes: Axes, heights: Sequence[float], texts: Sequence[str], colours: Sequence[Any], gap: float = 0.075) -> None:
+    """Names of the curves at the right edge, moved apart until `gap` of the height of the axes lies between them.
+
+    To be called when the limits and scale of the axes are set.
+    """
+    place = (axes.transData + axes.transAxes.inverted()).transform
+    wanted = np.array([place((1.0, height))[1] for height in heights])
+    order = np.argsort(wanted)
+    moved = wanted[order]
+    for _ in range(200):
+        near = np.flatnonzero(np.diff(moved) < gap - 1e-9)
+        for i in near:
+            push = (gap - (moved[i + 1] - moved[i])) / 2
+            moved[i] -= push
+            moved[i + 1] += push
+    for i, y in zip(order, moved, strict=True):
+        axes.annotate(
+            texts[i], (1.0, y), (4, 0), xycoords="axes fraction", textcoords="offset points",
+            ha="left", va="center", fontsize=8, color=colours[i], annotation_clip=False,
+        )  # fmt: skip
+
+
+def note(figure: Figure, text: str) -> None:
+    """A line under the panels: what bands, bars and lines mean."""
+    figure.supxlabel(text, fontsize=7.5, color="0.25", x=0.01, ha="left")

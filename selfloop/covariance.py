@@ -85,6 +85,13 @@ def factor(cov: Array) -> Array:
     return np.where(positive[..., None, None], np.linalg.cholesky(safe), np.nan)
 
 
+def product(a: Array, b: Array) -> Array:
+    """The matrix product a @ b, shapes (*batch, k, l) and (*batch, l, m); for l <= 3 by l outer products over the whole batch."""
+    if a.shape[-1] > 3:
+        return np.asarray(a @ b)
+    return np.asarray(sum(a[..., :, j, None] * b[..., None, j, :] for j in range(a.shape[-1])))
+
+
 def is_positive(cov: Array) -> NDArray[np.bool_]:
     """Which members are finite and positive definite beyond rounding; shape (*batch,)."""
     with np.errstate(all="ignore"):

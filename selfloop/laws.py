@@ -72,9 +72,9 @@ class Gaussian:
             mean = self.mean + factor[..., 0] * z / np.sqrt(n)
             chi2 = rng.chisquare(n - 1, self.batch) if n > 1 else np.zeros(self.batch)
             return Moments(float(n), mean, self.cov * (chi2 / n)[..., None, None])
-        mean = self.mean + np.einsum("...ij,...j->...i", factor, z) / np.sqrt(n)
-        root = factor @ _bartlett(n, self.d, self.batch, rng)
-        return Moments(float(n), mean, root @ np.swapaxes(root, -1, -2) / n)
+        mean = self.mean + covariance.product(factor, z[..., None])[..., 0] / np.sqrt(n)
+        root = covariance.product(factor, _bartlett(n, self.d, self.batch, rng))
+        return Moments(float(n), mean, covariance.product(root, np.swapaxes(root, -1, -2)) / n)
 
 
 def _bartlett(n: int, d: int, batch: tuple[int, ...], rng: Generator) -> Array:

@@ -1,0 +1,92 @@
+"""What figures read: a table of saved results, checked, and the means over replicates of it with their standard errors.
+
+    mean = 1/R sum_r x_r^p,      error = std_r(x_r^p) / sqrt(R),      std with R - 1
+
+for a metric x, its power p and R replicates, in the units of x^p. A band of half-width `error` holds the true mean in two of three
+generations. Replicates are independent, generations of one curve are not: neighbours err to the same side.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from selfloop.measure import Array
+from selfloop.results import RunError, load_generations
+
+AVERAGED = ["generation", "metric", "power", "replicates", "mean", "error"]
+
+
+class Course(NamedTuple):
+    """Mean over replicates and its standard error, generation by generation: three arrays (T,)."""
+
+    generation: Array
+    mean: Array
+    error: Array
+
+
+def read(results: Path, paths: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """The table of a run folder, or of the part of it that is kept in figures/data.
+
+    Raises RunError if it does not exist, is damaged, or is of another experiment: without these swept paths or metrics.
+    """
+    table = load_generations(results)
+    absent = [path for path in paths if path not in table] + sorted(set(metrics) - set(table.get("metric", [])))
+    if absent:
+        raise RunError(f"{results} holds no {', '.join(absent)}; give the results of the experiment that the figure is named after")
+    return table
+
+
+def configuration(results: Path) -> dict[str, Any]:
+    """config.yaml of a run folder: every field, with its default. Raises RunError if there is none."""
+    path = Path(results) / "config.yaml"
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"{path} cannot be read: {error}; the run command writes it again") from error
+    return dict(loaded)
+
+
+def only(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """The rows of these metrics."""
+    rows = table[table["metric"].isin(metrics)]
+    return rows.assign(metric=rows["metric"].astype(str).astype("category"))
+
+
+def averages(table: pd.DataFrame, powers: Mapping[str, int]) -> pd.DataFrame:
+    """Swept paths and generation, then metric, power, replicates, mean and error; metric -> power says of what.
+
+    A table that is averaged already comes back as it is. A replicate that diverged has no value from there on and is left
+    out, which `replicates` shows.
+    """
+    if list(table.columns[-len(AVERAGED) :]) == AVERAGED:
+        return table
+    paths = [name for name in table.columns if name not in ("replicate", "generation", "metric", "value")]
+    parts = []
+    for metric, power in powers.items():
+        rows = only(table, [metric])
+        rows = rows.assign(value=rows["value"].to_numpy(dtype=float) ** power)
+        found = rows.groupby([*paths, "generation"], observed=True, sort=False)["value"].agg(["count", "mean", "std"]).reset_index()
+        found = found.assign(metric=metric, power=power, error=found["std"] / np.sqrt(found["count"]))
+        parts.append(found.rename(columns={"count": "replicates"})[[*paths, *AVERAGED]])
+    return pd.concat(parts, ignore_index=True)
+
+
+def course(averaged: pd.DataFrame, metric: str, values: Mapping[str, Any]) -> Course:
+    """The curve of one metric at one point of the sweep. Raises RunError if the results do not hold that point."""
+    rows = averaged[averaged["metric"] == metric]
+    for path, value in values.items():
+        rows = rows[rows[path] == value]
+    if rows.empty:
+        raise RunError(f"the results hold no {metric} at {', '.join(f'{path} = {value}' for path, value in values.items())}")
+    rows = rows.sort_values("generation")
+    return Course(*(rows[name].to_numpy(dtype=float) for name in ("generation", "mean", "error")))
+
+
+def replicates(averaged: pd.DataFrame) -> str:
+    """How many replicates the means are over, as a figure's note says it."""
+    low, high = int(averaged["replicates"].min()), int(averaged["replicates"].max())
+    return f"{low}" if low == high else f"{low} to {high}"
