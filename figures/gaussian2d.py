@@ -3,75 +3,104 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.style import CLASS_COLOURS, COLOURS, reference
-from selfloop.madness import Madness, classify
+from figures.averages import Course, only, read
+from figures.style import CLASS_COLOURS, DASHES, MARKERS, WIDTH, band, note, reference
+from selfloop.madness import Madness, Verdict, classify
 from selfloop.measure import Array
 from selfloop.report import curves, mean_and_error
-from selfloop.results import load_generations
+from selfloop.results import RunError
 
 SIZE, OMEGA = "mix.n_synthetic", "algorithm.omega"
 RULE = Madness()
-DASHES = ["-", "--", "-.", ":", (0, (1, 2, 5, 2))]
-Curves = dict[tuple[int, float], Array]
+Point = tuple[int, float]
+START = {"own": r"E[W_2(\mathcal{G}^1_\omega)]", "standard": r"E[W_2(\mathcal{G}^1_0)]"}
+"""What a curve is divided by: its own first generation, or the first one of the standard loop. The paper does not say which."""
+
+
+def kept(table: pd.DataFrame) -> pd.DataFrame:
+    """W_2 of every replicate, which the bootstrap of the classes needs."""
+    return only(table, ["w2"])
 
 
 def draw(results: Path) -> Figure:
-    """Self-improvement at generation 1, distance at convergence, and the course of the loop for three synthetic sizes."""
-    table = load_generations(results)
+    """Self-improvement at generation 1; distance at convergence and in its course, over both readings of generation 1."""
+    table = kept(read(results, [SIZE, OMEGA], ["w2"])).astype({"value": float})
     sizes, omegas = sorted(table[SIZE].unique()), sorted(table[OMEGA].unique())
-    w2 = {(n, omega): curves(table, "w2", {SIZE: n, OMEGA: omega}) for n in sizes for omega in omegas}
-    figure = Figure(figsize=(7.2, 5.4), layout="constrained")
-    panels = figure.subplot_mosaic("AAABBB;CCDDEE")
-    _draw_first(panels["A"], w2, sizes[0], omegas)
-    _draw_end(panels["B"], w2, sizes, omegas)
-    shown = [sizes[1], sizes[0], sizes[-1]] if len(sizes) > 1 else [sizes[0]] * 3
-    for panel, n in zip("CDE", shown, strict=True):
-        _draw_course(panels[panel], w2, n, omegas)
-    panels["C"].set_ylabel(r"$E[W_2(\mathcal{G}^t)]\,/\,E[W_2(\mathcal{G}^1)]$")
-    handles = [Line2D([], [], color="0.3", linestyle=DASHES[i % 5], label=rf"$\omega = {omega:g}$") for i, omega in enumerate(omegas)]
-    handles += [Line2D([], [], color=CLASS_COLOURS[kind], linewidth=4, label=kind) for kind in ("none", "weak", "strong", "prevention")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1.0, handlelength=1.8)
-    runs = next(iter(w2.values())).shape[0]
-    figure.suptitle(f"Bars and bands: ± 1 standard error over {runs} replicates. Colour: class of the curve over its own start.", fontsize=7.5)
+    w2: dict[Point, Array] = {}
+    for n, rows in table.groupby(SIZE):
+        w2 |= {(int(str(n)), omega): curves(rows, "w2", {OMEGA: omega}) for omega in omegas}
+    runs, generations = next(iter(w2.values())).shape
+    if runs < 2:
+        raise RunError(f"{results} holds one replicate; classes of madness need two or more")
+    found = {(n, omega): dict(zip(START, classify(w2[n, omega], w2[n, omegas[0]], RULE), strict=True)) for n, omega in w2}
+    figure = Figure(figsize=(WIDTH, 7.4), layout="constrained")
+    panels = figure.subplots(3, 3)
+    _draw_first(panels[0, 0], w2, sizes[0], omegas)
+    for axes, which, title in ((panels[0, 1], "own", "(b) End, over own start"), (panels[0, 2], "standard", "(c) End, over standard start")):
+        _draw_end(axes, found, sizes, omegas, which)
+        axes.set_title(title)
+    shown = [*sizes[:2], *sizes[-1:]][: len(sizes)]
+    letters = iter("defghi")
+    for row, which in enumerate(START, start=1):
+        for column, axes in enumerate(panels[row]):
+            if column >= len(shown):
+                axes.set_axis_off()
+                continue
+            _draw_course(axes, w2, found, shown[column], omegas, which)
+            axes.set_title(rf"({next(letters)}) {shown[column]} synthetic points")
+            axes.set_ylabel(rf"$E[W_2(\mathcal{{G}}^t_\omega)]\,/\,{START[which]}$" if column == 0 else "")
+    guidance = [
+        Line2D([], [], color="0.3", linestyle=DASHES[i % 5], marker=MARKERS[i % 6], markersize=4, label=rf"$\omega$ = {omega:g}")
+        for i, omega in enumerate(omegas)
+    ]
+    classes = [Line2D([], [], color=CLASS_COLOURS[kind], linewidth=4, label=kind) for kind in ("none", "weak", "strong", "prevention")]
+    figure.legend(handles=guidance + classes, loc="outside upper center", ncols=9, columnspacing=1.1, handlelength=2.2, handletextpad=0.4, fontsize=7.5)
+    note(
+        figure,
+        f"Mean of {runs} replicates; bars in (a) and bands: ± 1 standard error; bars in (b), (c): {RULE.confidence:.0%} bootstrap intervals. End: mean of the "
+        f"last {min(RULE.tail, generations)}\nof {generations} generations. Colour: class of madness mitigation under the panel's start, "
+        r"$G^1_\omega$ with the same guidance, $G^1_0$ without.",
+    )
     return figure
 
 
-def _draw_first(axes: Axes, w2: Curves, n: int, omegas: list[float]) -> None:
+def _draw_first(axes: Axes, w2: dict[Point, Array], n: int, omegas: list[float]) -> None:
     pairs = [mean_and_error(w2[n, omega][:, 0]) for omega in omegas]
-    axes.errorbar(omegas, [mean for mean, _ in pairs], [error for _, error in pairs], color=COLOURS[0], marker="o", markersize=4, capsize=2)
+    axes.errorbar(omegas, [mean for mean, _ in pairs], [error for _, error in pairs], color="0.2", marker="o", markersize=4, capsize=2)
     reference(axes, pairs[0][0], "standard training")
-    axes.set(xlabel=r"guidance $\omega$", ylabel=r"$E[W_2(\mathcal{G}^1, p_r)]$", ylim=(0, None), xticks=omegas)
-    axes.set_title("Self-improvement: generation 1")
+    axes.set(xlabel=r"guidance $\omega$", ylabel=r"$E[W_2(\mathcal{G}^1_\omega, p_r)]$", ylim=(0, 1.12 * pairs[0][0]), xticks=omegas)
+    axes.set_title("(a) SIMS improves itself")
 
 
-def _draw_end(axes: Axes, w2: Curves, sizes: list[int], omegas: list[float]) -> None:
+def _draw_end(axes: Axes, found: dict[Point, dict[str, Verdict]], sizes: list[int], omegas: list[float], which: str) -> None:
     for number, n in enumerate(sizes):
-        verdicts = [classify(w2[n, omega], w2[n, omegas[0]], RULE)[0] for omega in omegas]
-        ratios = np.array([verdict.ratio for verdict in verdicts])
-        bars = [ratios - [v.low for v in verdicts], [v.high for v in verdicts] - ratios]
-        shift = 0.03 * (number - (len(sizes) - 1) / 2)
-        axes.errorbar(
-            np.array(omegas) + shift, ratios, bars, color=COLOURS[number], marker="osD^v"[number % 5], markersize=4, capsize=2,
-            label=f"{n}",
+        verdicts = [found[n, omega][which] for omega in omegas]
+        axes.plot(omegas, [v.ratio for v in verdicts], color="0.75", linewidth=1, zorder=1)
+        for omega, v in zip(omegas, verdicts, strict=True):
+            axes.errorbar(
+                omega, v.ratio, [[v.ratio - v.low], [v.high - v.ratio]], color=CLASS_COLOURS[v.kind], marker=MARKERS[number % 6], markersize=4, capsize=2,
+            )  # fmt: skip
+        axes.annotate(f"{n}", (omegas[-1], verdicts[-1].ratio), (6, 0), textcoords="offset points", va="center", fontsize=7.5)
+    reference(axes, 1.0)
+    axes.set(xlabel=r"guidance $\omega$", ylabel=rf"$E[W_2(\mathcal{{G}}^\infty_\omega)]\,/\,{START[which]}$", xticks=omegas)
+
+
+def _draw_course(
+    axes: Axes, w2: dict[Point, Array], found: dict[Point, dict[str, Verdict]], n: int, omegas: list[float], which: str
+) -> None:
+    for number, omega in enumerate(omegas):
+        ratio = w2[n, omega] / w2[n, omega if which == "own" else omegas[0]][:, 0].mean()
+        runs, generations = ratio.shape
+        at = Course(np.arange(1, generations + 1), ratio.mean(axis=0), ratio.std(axis=0, ddof=1) / np.sqrt(runs))
+        every = max(generations // 5, 1)
+        band(
+            axes, at, color=CLASS_COLOURS[found[n, omega][which].kind], linestyle=DASHES[number % 5], linewidth=1.1,
+            marker=MARKERS[number % 6], markersize=4, markevery=(every // 2 + number * every // 8, every), markeredgecolor="white", markeredgewidth=0.4,
         )  # fmt: skip
     reference(axes, 1.0)
-    axes.set(xlabel=r"guidance $\omega$", ylabel=r"$E[W_2]$ at convergence / generation 1", xticks=omegas)
-    axes.set_title("At convergence (95 % bootstrap intervals)")
-    axes.legend(title=r"synthetic points $|\mathcal{D}_s^t|$", ncols=2)
-
-
-def _draw_course(axes: Axes, w2: Curves, n: int, omegas: list[float]) -> None:
-    for number, omega in enumerate(omegas):
-        ratio = w2[n, omega] / w2[n, omega][:, 0].mean()
-        mean, error = ratio.mean(axis=0), ratio.std(axis=0, ddof=1) / np.sqrt(len(ratio))
-        generation = np.arange(1, len(mean) + 1)
-        colour = CLASS_COLOURS[classify(w2[n, omega], w2[n, omegas[0]], RULE)[0].kind]
-        axes.plot(generation, mean, color=colour, linestyle=DASHES[number % 5], linewidth=1.1)
-        axes.fill_between(generation, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
-    reference(axes, 1.0)
-    axes.set(xlabel="generation $t$")
-    axes.set_title(rf"$|\mathcal{{D}}_s^t| = {n}$")
+    axes.set(xlabel="generation $t$", xlim=(0, None))

@@ -5,7 +5,7 @@ changes how a fitted model is sampled and not the fit: sweep points that differ 
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import BeforeValidator, ConfigDict, Strict, WithJsonSchema
@@ -29,7 +29,8 @@ SETTINGS = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_na
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def component(cls: type[T]) -> type[T]:
     """Class decorator: a frozen, keyword-only dataclass whose fields are validated; unknown keys are errors."""
-    return _dataclass(frozen=True, kw_only=True, config=SETTINGS)(cls)
+    made: Any = _dataclass(frozen=True, kw_only=True, config=SETTINGS)(cls)
+    return cast(type[T], made)
 
 
 def _as_tuple(value: Any) -> Any:
@@ -40,9 +41,7 @@ def _one_or_many(item: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
 
 
-Counts = Annotated[
-    tuple[Count, ...], BeforeValidator(_as_tuple), Len(1), _one_or_many({"type": "integer", "minimum": 1})
-]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(_as_tuple), Len(1), _one_or_many({"type": "integer", "minimum": 1})]
 """A number, or one for each generation: the last goes on."""
 Ratios = Annotated[
     tuple[Positive, ...], BeforeValidator(_as_tuple), Len(1), _one_or_many({"type": "number", "exclusiveMinimum": 0})

@@ -22,7 +22,7 @@ def eigh(cov: Array) -> tuple[Array, Array]:
     """Eigenvalues (*batch, d), ascending, and eigenvectors (*batch, d, d) of symmetric matrices; NaN where not finite."""
     if cov.shape[-1] == 1:
         return cov[..., 0], np.ones_like(cov)
-    finite = np.isfinite(cov).all(axis=(-2, -1))
+    finite = np.asarray(np.isfinite(cov).all(axis=(-2, -1)))
     if finite.all():
         values, vectors = np.linalg.eigh(cov)
         return values, vectors
@@ -58,9 +58,9 @@ def log_det(cov: Array) -> Array:
     """ln det, shape (*batch,); -inf where singular, NaN where not finite or not positive semidefinite."""
     with np.errstate(all="ignore"):
         if cov.shape[-1] == 1:
-            return np.log(cov[..., 0, 0])
+            return np.asarray(np.log(cov[..., 0, 0]))
         values, _ = eigh(cov)
-        return np.log(values).sum(axis=-1)
+        return np.asarray(np.log(values).sum(axis=-1))
 
 
 def factor(cov: Array) -> Array:
@@ -86,7 +86,7 @@ def factor(cov: Array) -> Array:
 
 
 def product(a: Array, b: Array) -> Array:
-    """The matrix product a @ b, shapes (*batch, k, l) and (*batch, l, m); for l <= 3 by l outer products over the whole batch."""
+    """The matrix product a @ b of shapes (*batch, k, l) and (*batch, l, m); for l <= 3 as l outer products over the batch."""
     if a.shape[-1] > 3:
         return np.asarray(a @ b)
     return np.asarray(sum(a[..., :, j, None] * b[..., None, j, :] for j in range(a.shape[-1])))
@@ -103,7 +103,7 @@ def is_positive(cov: Array) -> NDArray[np.bool_]:
             return np.isfinite(det) & (cov[..., 0, 0] > 0) & (det > 4 * np.finfo(float).eps * scale)
         values, _ = eigh(cov)
         least = values.shape[-1] * np.finfo(float).eps * values[..., -1]
-        return np.isfinite(values).all(axis=-1) & (values[..., 0] > least)
+        return np.asarray(np.isfinite(values).all(axis=-1) & (values[..., 0] > least))
 
 
 def interpolate(a: Array, b: Array, t: float) -> Array:

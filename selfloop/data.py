@@ -13,7 +13,7 @@ from selfloop import covariance
 from selfloop.component import Count, NonNegative, Positive, Real, component
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Data, Ints, Measure
-from selfloop.protocols import Model, MomentModel, Source
+from selfloop.protocols import MomentModel, Source
 
 Vector = Annotated[tuple[Real, ...], Len(1)]
 Matrix = Annotated[tuple[Vector, ...], Len(1)]
@@ -69,8 +69,8 @@ class DataSet:
         """Rows start .. start + n - 1 of each replicate's order. Raises ValueError when they run out."""
         if start + n > self.n_train:
             raise ValueError(
-                f"the data set is exhausted: rows {start} to {start + n - 1} are asked for and {self.n_train} are for training; "
-                "use fewer generations or smaller n_real, or hold out less"
+                f"the data set is exhausted: rows {start} to {start + n - 1} are asked for, of {self.n_train} for training; "
+                "ask for fewer, run fewer generations or hold out less"
             )
         rows = self._rows(self.order[:, start : start + n])
         return rows.moments() if statistics else rows

@@ -1,7 +1,7 @@
 """The self-consuming loop. It knows no metric, no file and no figure; it yields, and others look.
 
-    generation 1      model = A(D_r)
-    generation t > 1  model = A(mix(real, what generations 1 .. t - 1 handed on))
+generation 1      model = A(D_r)
+generation t > 1  model = A(mix(real, what generations 1 .. t - 1 handed on))
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,10 +32,7 @@ def self_consume(
     """
     past = list(history)
     for index in range(past[-1].index + 1 if past else 1, generations + 1):
-        if not past:
-            data = real
-        else:
-            data = mix(mix.real(source, real, index, streams), past, streams(index, "mix"))
+        data = real if not past else mix(mix.real(source, real, index, streams), past, streams(index, "mix"))
         if past and mix.warm is not None:
             tuned = cast(Tunable, algorithm).tune(past[-1].model, data, [mix.warm], streams(index, "fit"))
             model: Model = next(iter(tuned))

@@ -1,19 +1,20 @@
 """Madness: does a loop degrade, and does guidance slow, stop or prevent it? A class for every curve, with its error.
 
-With e_t(omega) the mean over replicates of the distance to p_r at generation t, omega = 0 the standard loop, and
-e_inf its mean over the last `tail` generations, in the words of Alemohammad et al. (2024), Figure 4:
+e_t(omega) is the mean over replicates of the distance to p_r at generation t, omega = 0 the standard loop, and e_inf the mean
+of e_t over the last `tail` generations. In the words of Alemohammad et al. (2024), Figure 4:
 
-    none        e_inf / e_1 is not below that of the standard loop
-    weak        e_inf(omega) / e_1(omega) < e_inf(0) / e_1(0), but it ends worse than the standard first generation
-    strong      it degrades from its own start and ends no worse than the standard first generation: e_inf(omega) <= e_1(0)
     prevention  it never degrades: e_t <= (1 + tolerance) e_1 in every generation
+    strong      it degrades, and ends no worse than the standard first generation: e_inf(omega) <= e_1(0)
+    weak        it degrades less than the standard loop, e_inf(omega) / e_1(omega) < e_inf(0) / e_1(0), and ends worse
+    none        it degrades no less than the standard loop, and ends worse than its first generation
 
-The paper's formulas are not public beyond the caption; these definitions are ours. What G^1 in the denominator means is open, so both
-readings are reported: `own` divides by e_1(omega), the SIMS model's first generation, `standard` by e_1(0). Under `standard` the
-first generation's own gain counts, and weak, which compares degradation, is the same.
+The first that holds is the class. The paper's formulas are not public beyond the caption; these definitions are ours. It is open
+what G^1 in its denominator is, so both readings are reported: `own` takes e_1(omega), the guided model's first generation, as
+the e_1 of ratios and of prevention; `standard` takes e_1(0), so that the gain of the first generation counts.
 
-A mean over replicates has an error, so every ratio comes with a bootstrap interval over replicates and every class with `support`, the
-share of bootstrap resamples that agree. A curve with a replicate that diverged has no mean: its class is `diverged`.
+A mean over replicates has an error: every ratio comes with a bootstrap interval over replicates, and every class with its
+`support`, the share of bootstrap resamples that agree. A curve with a replicate that diverged has no mean, and its class is
+`diverged`.
 """
 
 from dataclasses import dataclass
@@ -60,14 +61,15 @@ class Verdict:
 def classify(curve: Array, standard: Array, rule: Madness) -> list[Verdict]:
     """The verdicts on a curve (replicates, generations) against the standard one of the same shape, one a normalisation.
 
-    The two share their replicates (common random numbers), so the bootstrap resamples them in pairs. A generation without
-    a value in any replicate of either curve is NaN. Raises ValueError if the shapes differ or a curve has fewer than two replicates.
+    The two share their replicates (common random numbers), so the bootstrap resamples them in pairs. NaN marks what a
+    diverged replicate left out. Raises ValueError if the shapes differ or a curve has fewer than two replicates.
     """
     if curve.shape != standard.shape or curve.shape[0] < 2:
         raise ValueError(f"both curves need one shape with two or more replicates, got {curve.shape} and {standard.shape}")
     lost = int(np.isnan(curve).any(axis=1).sum() + np.isnan(standard).any(axis=1).sum())
     if lost:
-        return [Verdict(which, *[float("nan")] * 4, "diverged", float("nan"), lost) for which in NORMALISATIONS]
+        nan = float("nan")
+        return [Verdict(which, nan, nan, nan, nan, "diverged", nan, lost) for which in NORMALISATIONS]
     n = len(curve)
     draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=rule.resamples) / n
     weights = np.vstack([np.full(n, 1 / n), draws])
@@ -85,7 +87,5 @@ def classify(curve: Array, standard: Array, rule: Madness) -> list[Verdict]:
         ratio = end / first
         low, high = np.quantile(ratio[1:], [(1 - rule.confidence) / 2, (1 + rule.confidence) / 2])
         support = float((code[1:] == code[0]).mean())
-        verdicts.append(
-            Verdict(which, float(ratio[0]), float(low), float(high), float(peak[0]), CLASSES[code[0]], support, 0)
-        )
+        verdicts.append(Verdict(which, float(ratio[0]), float(low), float(high), float(peak[0]), CLASSES[code[0]], support, 0))
     return verdicts

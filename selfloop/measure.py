@@ -51,7 +51,8 @@ class Rows:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.parts[0].dtype)
+        dtype: np.dtype[Any] = self.parts[0].dtype
+        return dtype
 
     def __getitem__(self, index: Any, /) -> Any:
         rows = np.asarray(self.index[index])
@@ -75,7 +76,7 @@ class Measure:
 
     points (*batch, n, *event), any dtype; weights (*batch, n), >= 0; labels (n,) or (*batch, n), the class of a
     point; origin (n,) or (*batch, n), the generation that drew it, 0 = real. `Measure.uniform` checks and fills in.
-    Raises ValueError on points that are not finite, on weights that are negative or do not add to one, or on lengths that differ.
+    Raises ValueError on weights that are negative or do not add to one, or on lengths that differ.
     """
 
     points: Any

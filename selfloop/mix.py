@@ -15,7 +15,7 @@ Sizes may change from generation to generation. The published symbol lambda mean
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from annotated_types import Ge
@@ -44,6 +44,7 @@ LOOP_TYPES: dict[str, LoopType] = {
     "accumulate_subsample": LoopType(real="fixed", memory=None, subsample=True),
 }
 
+
 @component
 class Pollution:
     """n samples of a model of the real data that join the real data and are taken for it."""
@@ -64,13 +65,18 @@ LoopName = Literal["fully_synthetic", "augment", "fresh", "accumulate", "accumul
 class Mix:
     """A loop type with its sizes and modifiers.
 
-    n_real: real points, a number or one for each generation (the last goes on). One of n_synthetic, ratio, fraction gives
-    the synthetic points that enter each generation; none means as many as real ones. weight_real: the mass of
-    the real part in [0, 1], by default its share of the points. bias > 0: synthetic data is sampled with it (for a Gaussian
-    N(mu, bias S)). correction gamma >= 0: what a generation hands on is (p_t + gamma p_r) / (1 + gamma), by as many new real
-    points of mass gamma (Gillman et al., 2024). pollution: samples of a first model that are mistaken for real data from the
-    start (Alemohammad et al., 2024, section 4.2.2). curators: applied in order to what a generation hands on. warm: tune the last
-    model for this budget instead of fitting anew (Bertrand et al., 2023, iterative retraining).
+    n_real        real points: a number, or one for each generation, of which the last goes on
+    n_synthetic   synthetic points that enter a generation; or instead of it `ratio` to, or `fraction` of all with, the
+                  real ones; none of the three: as many as real points
+    weight_real   mass of the real part in [0, 1]; by default its share of the points
+    bias          lambda > 0: synthetic data is sampled with it, N(mu, lambda S) for a Gaussian
+    correction    gamma >= 0: what a generation hands on is (p_t + gamma p_r) / (1 + gamma), by as many new real points of
+                  mass gamma (Gillman et al., 2024)
+    pollution     samples of a first model that are taken for real data from the start (Alemohammad et al., 2024)
+    curators      applied in order to what a generation hands on
+    warm          tune the last model for this budget instead of fitting anew (Bertrand et al., 2023: iterative retraining)
+
+    Raises ValueError if sizes are said twice, or a modifier has nothing to act on.
     """
 
     kind: LoopName = "augment"
@@ -177,7 +183,7 @@ class Mix:
             fresh = source.take(start, n, streams(generation, "correction"), isinstance(drawn, Moments)).stamped(0)
             drawn = concatenate([drawn, fresh], [1.0, self.correction])
         for number, curator in enumerate(self.curators):
-            drawn = curator(drawn, streams(generation, f"curator {number}")).apply(drawn)
+            drawn = curator(drawn, streams(generation, f"curator {number}")).apply(cast(Measure, drawn))
         return drawn
 
 

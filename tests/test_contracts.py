@@ -1,4 +1,4 @@
-"""What every registered member must do, whoever wrote it. A new algorithm, source, curator or tracker adds one line to the tables.
+"""What every registered member must do, whoever wrote it. A new algorithm, source, curator or tracker adds a line to a table.
 
 Where two ways of drawing are compared, 2000 replicates give standard errors and the bound is 4 of them (false alarms: 6e-5 a
 comparison; seeds are fixed)."""
@@ -56,9 +56,13 @@ ALGORITHMS = {
     + [
         (
             make(
-                "algorithms", "sims", algorithm=make("algorithms", "mixture", components=2, sampler=STEPS),
-                n_synthetic=50, budget=0.5, omega=0.5,
-            ),  # fmt: skip
+                "algorithms",
+                "sims",
+                algorithm=make("algorithms", "mixture", components=2, sampler=STEPS),
+                n_synthetic=50,
+                budget=0.5,
+                omega=0.5,
+            ),
             "mixture",
         )
     ],
@@ -66,14 +70,22 @@ ALGORITHMS = {
         (make("algorithms", "neon", algorithm=gaussian(), n_synthetic=50, budget=0.5, omega=1.5), "gaussian"),
         (
             make(
-                "algorithms", "neon", algorithm=make("algorithms", "mixture", components=2),
-                n_synthetic=50, budget=0.2, omega=0.5,
-            ),  # fmt: skip
+                "algorithms",
+                "neon",
+                algorithm=make("algorithms", "mixture", components=2),
+                n_synthetic=50,
+                budget=0.2,
+                omega=0.5,
+            ),
             "mixture",
         ),
     ],
 }
-CASES = [pytest.param(algorithm, source, id=f"{kind}-{i}") for kind, cases in ALGORITHMS.items() for i, (algorithm, source) in enumerate(cases)]  # fmt: skip
+CASES = [
+    pytest.param(algorithm, source, id=f"{kind}-{i}")
+    for kind, cases in ALGORITHMS.items()
+    for i, (algorithm, source) in enumerate(cases)
+]
 
 
 def test_every_registered_algorithm_and_source_is_under_contract():
@@ -120,11 +132,11 @@ def test_what_an_algorithm_says_it_gives_is_there(algorithm, source):
     _, model = fitted(algorithm, source)
     gives = algorithm.gives
     assert ("law" in gives) == (model.law() is not None)
-    assert not ("draw" in gives) or isinstance(model, MomentModel)
-    assert not ("denoise" in gives) or isinstance(model, ScoreModel)
-    assert not ("biased" in gives) or isinstance(model, BiasedModel)
+    assert "draw" not in gives or isinstance(model, MomentModel)
+    assert "denoise" not in gives or isinstance(model, ScoreModel)
+    assert "biased" not in gives or isinstance(model, BiasedModel)
     for name in ("probabilities", "coefficients"):
-        assert not (name in gives) or hasattr(model, name)
+        assert name not in gives or hasattr(model, name)
 
 
 @pytest.mark.parametrize(("algorithm", "source"), CASES)

@@ -80,7 +80,9 @@ def test_ancestral_steps_converge_to_the_reverse_sde_and_not_to_the_flow():
 
 @pytest.mark.parametrize(("steps", "variance"), [(10, 0.491), (20, 0.691), (50, 0.859)])
 def test_twenty_ancestral_steps_shrink_a_variance_as_stated_in_the_experiment(steps, variance):
-    law = diffusion.law(gaussian_denoiser(line(0, 1.0)), Sampler(kind="ancestral", steps=steps, sigma_max=20.0, sigma_min=0.01), (), 1)  # fmt: skip
+    law = diffusion.law(
+        gaussian_denoiser(line(0, 1.0)), Sampler(kind="ancestral", steps=steps, sigma_max=20.0, sigma_min=0.01), (), 1
+    )
     assert law.cov[0, 0] == pytest.approx(variance, abs=5e-4)
 
 

@@ -32,7 +32,11 @@ def test_the_unbiased_estimator_is_unbiased_under_weights():
     """Kish's factor: the mean over 20,000 replicates of n = 6 weighted points is the identity, within 4 standard errors."""
     weights = np.array([0.3, 0.25, 0.2, 0.1, 0.1, 0.05])
     points = cloud(6, 2, 20_000).points
-    cov = GaussianFit(estimator="unbiased").fit(Measure(points, np.broadcast_to(weights, points.shape[:-1])), np.random.default_rng(0)).fitted.cov  # fmt: skip
+    cov = (
+        GaussianFit(estimator="unbiased")
+        .fit(Measure(points, np.broadcast_to(weights, points.shape[:-1])), np.random.default_rng(0))
+        .fitted.cov
+    )
     error = cov.std(axis=0) / np.sqrt(len(cov))
     assert np.all(np.abs(cov.mean(axis=0) - np.eye(2)) < 4 * error)
 
@@ -80,7 +84,9 @@ def test_interpolation_is_straight_in_the_mean_and_in_the_logarithm_of_the_covar
     np.testing.assert_allclose(third.fitted.mean, a.fitted.mean * 2 / 3 + b.fitted.mean / 3)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"shrinkage": 1.5}, "less than 1"), ({"estimator": "mle"}, "maximum_likelihood")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"shrinkage": 1.5}, "less than 1"), ({"estimator": "mle"}, "maximum_likelihood")]
+)
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         GaussianFit(**options)

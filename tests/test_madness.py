@@ -66,7 +66,7 @@ def test_the_interval_has_its_confidence():
 @given(st.floats(0.1, 10), st.floats(0.2, 3), st.floats(0.2, 3))
 def test_classes_do_not_depend_on_the_unit_of_length(unit, first, last):
     mine, plain = curve(first, last), STANDARD
-    one, two = (classify(scale * mine, scale * plain, RULE) for scale in (1.0, 2.0**round(np.log2(unit))))
+    one, two = (classify(scale * mine, scale * plain, RULE) for scale in (1.0, 2.0 ** round(np.log2(unit))))
     assert [v.kind for v in one] == [v.kind for v in two]
 
 

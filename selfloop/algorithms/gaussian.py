@@ -121,7 +121,7 @@ class GaussianFit:
             intensity = np.where(bottom > 0, np.minimum(top / np.where(bottom > 0, bottom, 1.0), 1.0), 1.0)[..., None, None]
         else:
             intensity = np.asarray(self.shrinkage)
-        return (1 - intensity) * cov + intensity * (trace / d)[..., None, None] * np.eye(d)
+        return np.asarray((1 - intensity) * cov + intensity * (trace / d)[..., None, None] * np.eye(d))
 
     def restore(self, state: Mapping[str, Array]) -> GaussianModel:
         """The model of a saved fit, behind this algorithm's sampler."""
@@ -137,7 +137,9 @@ class GaussianFit:
         fitted = self.fit(data, rng)
         for eta in budgets:
             if not 0 <= eta <= 1:
-                raise ValueError(f"the budget of a closed form is the fraction eta in [0, 1] of the way to the new fit, got {eta}")
+                raise ValueError(
+                    f"the budget of a closed form is the fraction eta in [0, 1] of the way to the new fit, got {eta}"
+                )
             yield self.interpolate(model, fitted, eta)
 
     def interpolate(self, a: GaussianModel, b: GaussianModel, t: float) -> GaussianModel:

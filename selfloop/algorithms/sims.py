@@ -95,7 +95,9 @@ class SimsModel:
     def denoise(self, x: Any, sigma: float, labels: Any = None) -> Any:
         """(1 + omega) D_base(x; sigma) - omega D_auxiliary(x; sigma)."""
         guided = guide.negative_guidance(
-            lambda y, s: self.pair.base.denoise(y, s, labels), lambda y, s: self.pair.auxiliary.denoise(y, s, labels), self.omega
+            lambda y, s: self.pair.base.denoise(y, s, labels),
+            lambda y, s: self.pair.auxiliary.denoise(y, s, labels),
+            self.omega,
         )
         return guided(x, sigma)
 
@@ -160,7 +162,7 @@ class Sims:
 
     def __post_init__(self) -> None:
         check_budget(self.algorithm, self.budget)
-        sampler, gives = getattr(self.algorithm, "sampler", None), getattr(self.algorithm, "gives", frozenset())
+        sampler, gives = getattr(self.algorithm, "sampler", None), getattr(self.algorithm, "gives", ())
         if getattr(sampler, "kind", None) == "exact" and "law" not in gives:
             raise ValueError(
                 "guidance between laws that are not Gaussian has no exact sampler; set the inner algorithm's sampler to "

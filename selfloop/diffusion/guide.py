@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.integrate import DOP853
 
 from selfloop import covariance
@@ -57,7 +58,7 @@ def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:
     scale = np.exp(np.log(values_r).mean(axis=-1, keepdims=True))
     back_r, back_s = (np.ascontiguousarray(np.swapaxes(u, -1, -2)) for u in (u_r, u_s))
 
-    def slope(theta: Array, y: Array, active: Array) -> Array:
+    def slope(theta: Array, y: Array, active: NDArray[np.intp]) -> Array:
         t, c = theta[:, None], scale[active]
         gap_r, gap_s = values_r[active] - c, values_s[active] - c
         h_r = (1 + omega) * t * gap_r / (c + gap_r * t**2)
@@ -65,7 +66,7 @@ def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:
         turned = back_s[active] @ y
         turned *= (-omega * t * gap_s / g_s)[..., None]
         turned[..., d] -= omega * np.sqrt(c) / g_s * (back_s[active] @ shift[active][..., None])[..., 0]
-        return u_r[active] @ (h_r[..., None] * (back_r[active] @ y)) + u_s[active] @ turned
+        return np.asarray(u_r[active] @ (h_r[..., None] * (back_r[active] @ y)) + u_s[active] @ turned)
 
     start = np.broadcast_to(np.hstack([np.eye(d), np.zeros((d, 1))]), (len(shift), d, d + 1))
     y = integrated(slope, start)
@@ -76,7 +77,7 @@ def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:
     return Gaussian(mean, cov)
 
 
-def integrated(slope: Callable[[Array, Array, Array], Array], start: Array, tolerance: float = 1e-10) -> Array:
+def integrated(slope: Callable[[Array, Array, NDArray[np.intp]], Array], start: Array, tolerance: float = 1e-10) -> Array:
     """y(1) of dy/dtheta = slope(theta, y) from y(0) = start (members, ...), each member with steps of its own.
 
     slope(theta (m,), y (m, ...), active (m,)) is asked for the members `active`. A member's result does not depend on the
@@ -98,7 +99,9 @@ def integrated(slope: Callable[[Array, Array, Array], Array], start: Array, tole
         k.append(slope(t + step, new, active))
         size = tolerance * (1e-2 + np.maximum(np.abs(x), np.abs(new)))
         e5, e3 = (
-            (np.abs(sum(e * slope_j for e, slope_j in zip(weights, k, strict=True) if e != 0) / size) ** 2).reshape(len(t), -1).sum(axis=1)
+            (np.abs(sum(e * slope_j for e, slope_j in zip(weights, k, strict=True) if e != 0) / size) ** 2)
+            .reshape(len(t), -1)
+            .sum(axis=1)
             for weights in (DOP853.E5, DOP853.E3)
         )
         error = step * e5 / np.sqrt(np.maximum((e5 + 0.01 * e3) * size[0].size, np.finfo(float).tiny))

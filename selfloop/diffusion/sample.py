@@ -9,10 +9,12 @@ A sampler is one step, x(s) -> x(s'), s' < s, as the mean and standard deviation
 The noise levels fall from sigma_max to sigma_min in `steps` values evenly spaced in sigma^(1 / rho), then to 0.
 Source: Karras et al. (2022), Algorithm 1 and equation 5; ancestral: the posterior of DDPM in these variables.
 
-A step is arithmetic alone, so it takes numpy arrays and torch tensors. On points it is run with noise (`sample`). For a Gaussian
-D is affine in x, so every step is, and its matrix follows exactly from d + 1 probes: `law` gives the law of what N steps draw.
+A step is arithmetic alone, so it takes numpy arrays and torch tensors. On points it is run with noise (`sample`). For a
+Gaussian D is affine in x, so every step is, and its matrix follows exactly from d + 1 probes: `law` gives the law of what N
+steps draw.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -79,7 +81,7 @@ def law(denoise: Denoise, sampler: Sampler, batch: tuple[int, ...], d: int) -> G
     cov = np.broadcast_to(sampler.sigma_max**2 * identity, (*batch, d, d))
     levels = sampler.levels()
     with np.errstate(all="ignore"):
-        for s, s_next in zip(levels[:-1], levels[1:], strict=True):
+        for s, s_next in itertools.pairwise(levels):
             image, std = sampler.step(denoise, probes, s, s_next)
             offset = image[..., 0, :]
             transposed = image[..., 1:, :] - offset[..., None, :]
@@ -94,7 +96,7 @@ def sample(denoise: Denoise, sampler: Sampler, shape: tuple[int, ...], rng: Gene
     """Points of shape (*batch, n, *event), drawn by the sampler's steps from N(0, sigma_max^2 I)."""
     levels = sampler.levels()
     x = sampler.sigma_max * rng.standard_normal(shape)
-    for s, s_next in zip(levels[:-1], levels[1:], strict=True):
+    for s, s_next in itertools.pairwise(levels):
         x, std = sampler.step(denoise, x, s, s_next)
         if std > 0:
             x = x + std * rng.standard_normal(shape)

@@ -191,8 +191,7 @@ class _Pair:
 
     def __eq__(self, them: object) -> bool:
         return isinstance(them, _Pair) and all(
-            np.array_equal(mine.points, yours.points)
-            for mine, yours in ((self.real, them.real), (self.other, them.other))
+            np.array_equal(mine.points, yours.points) for mine, yours in ((self.real, them.real), (self.other, them.other))
         )
 
 
@@ -356,4 +355,4 @@ class ClassShares(Tracker):
 def entropy(p: Array) -> Array:
     """-sum_k p_k ln p_k over the last axis, in nats; 0 ln 0 = 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return -np.where(p > 0, p * np.log(p), 0.0).sum(axis=-1)
+        return np.asarray(-np.where(p > 0, p * np.log(p), 0.0).sum(axis=-1))
