@@ -36,7 +36,9 @@ def read(results: Path, paths: Sequence[str], metrics: Sequence[str]) -> pd.Data
     table = load_generations(results)
     absent = [path for path in paths if path not in table] + sorted(set(metrics) - set(table.get("metric", [])))
     if absent:
-        raise RunError(f"{results} holds no {', '.join(absent)}; give the results of the experiment that the figure is named after")
+        raise RunError(
+            f"{results} holds no {', '.join(absent)}; give the results of the experiment that the figure is named after"
+        )
     return table
 
 
@@ -69,7 +71,9 @@ def averages(table: pd.DataFrame, powers: Mapping[str, int]) -> pd.DataFrame:
     for metric, power in powers.items():
         rows = only(table, [metric])
         rows = rows.assign(value=rows["value"].to_numpy(dtype=float) ** power)
-        found = rows.groupby([*paths, "generation"], observed=True, sort=False)["value"].agg(["count", "mean", "std"]).reset_index()
+        found = (
+            rows.groupby([*paths, "generation"], observed=True, sort=False)["value"].agg(["count", "mean", "std"]).reset_index()
+        )
         found = found.assign(metric=metric, power=power, error=found["std"] / np.sqrt(found["count"]))
         parts.append(found.rename(columns={"count": "replicates"})[[*paths, *AVERAGED]])
     return pd.concat(parts, ignore_index=True)

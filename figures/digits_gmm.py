@@ -16,7 +16,7 @@ KIND = "mix.kind"
 LOOPS = {"fully_synthetic": "fully synthetic", "augment": "augment"}
 DIGITS = [f"class_share.{digit}" for digit in range(10)]
 METRICS = ["frechet", "frechet_floor", "class_tv", *DIGITS]
-SHADES = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)]
+SHADES = sns.color_palette("colorblind", 10)
 
 
 def kept(table: pd.DataFrame) -> pd.DataFrame:
@@ -41,17 +41,21 @@ def draw(results: Path) -> Figure:
         panels[name].set(xlabel="generation $t$", ylim=(0, None), xlim=(0.5, None), xticks=_ticks(at.generation))
         label_ends(panels[name], ends, list(LOOPS.values()), [COLOURS[3], COLOURS[0]])
     floor = float(course(mean, "frechet_floor", {KIND: "augment"}).mean.mean())
-    reference(panels["A"], floor, f"floor: {settings['track']['frechet']['n']} real digits against as many others", va="top")
-    panels["A"].set(ylabel="Fréchet distance  (squared pixel value)", title="(a) Synthetic data alone: the distance grows")
+    reference(panels["A"], floor, "floor: real against other real digits", va="top")
+    panels["A"].set(ylabel="Fréchet distance  (squared pixel units)", title="(a) Synthetic data alone: the distance grows")
     chance = 10 * 0.5 * np.sqrt(2 / np.pi * 0.1 * 0.9 / drawn)
-    reference(panels["B"], chance, f"{drawn} fair draws from ten classes", va="top")
-    panels["B"].set(ylabel="total variation of class shares", title="(b) ... and its classes drift")
+    reference(panels["B"], chance, f"{drawn} draws of fair shares", va="top")
+    panels["B"].set(ylabel="total variation of class shares", title="(b) ... and the classes drift")
     for name, kind in (("C", "augment"), ("D", "fully_synthetic")):
         _draw_shares(panels[name], table[table[KIND] == kind])
     panels["C"].set_title("(c) Augment: the classes keep their shares")
-    panels["D"].set_title("(d) Fully synthetic: some take over")
+    panels["D"].set_title("(d) Fully synthetic: the shares wander")
     runs = table["replicate"].nunique()
-    note(figure, f"Curves and bands in (a), (b): mean of {runs} loops ± 1 standard error. (c), (d): the first of the {runs} loops, the digits named at the right.")
+    note(
+        figure,
+        f"Curves and bands in (a), (b): mean of {runs} loops ± 1 standard error; {settings['track']['frechet']['n']} digits a side in (a), {drawn} in (b).\n"
+        f"(c), (d): the first of the {runs} loops, the digits named at the right.",
+    )
     return figure
 
 
@@ -68,4 +72,6 @@ def _draw_shares(axes: Axes, table: pd.DataFrame) -> None:
     tops = np.cumsum(shares[:, -1])
     axes.set(xlabel="generation $t$", ylabel="share of each class", xlim=(t[0], t[-1]), ylim=(0, 1), xticks=_ticks(t))
     for digit, height in enumerate(tops - shares[:, -1] / 2):
-        axes.annotate(f"{digit}", (1.0, height), (4, 0), xycoords="axes fraction", textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(
+            f"{digit}", (1.0, height), (4, 0), xycoords="axes fraction", textcoords="offset points", va="center", fontsize=8
+        )

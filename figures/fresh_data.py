@@ -35,18 +35,17 @@ def draw(results: Path) -> Figure:
     starts = settings["sweep"]["grid"][REAL]
     fractions = sorted(table[FRACTION].unique())
     shown = sorted({fractions[len(fractions) // 2], fractions[-1]})
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-    panels = figure.subplots(1, 3, width_ratios=[1, 1, 1.25])
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=[1, 1, 1.15])
     for axes, letter, fraction in zip(panels, "ab", shown, strict=False):
         _draw_course(axes, table, fraction, starts, v0)
-        axes.set_title(f"({letter}) Any start, one end: $f$ = {fraction:g}")
-    panels[0].set_ylabel(r"$E[\mu_t^2]$  (units of $V_0$)")
+        axes.set_title(f"({letter}) One end, $f$ = {fraction:g}")
     panels[1].sharey(panels[0])
     panels[0].legend(title="real points", loc="upper right")
     _draw_fixed_point(panels[2], table, fractions, starts, v0)
     note(
         figure,
-        f"Curves, bands and bars: mean of {replicates(table)} loops ± 1 standard error; dashed: closed form. "
+        f"Curves, bands and bars: mean of {replicates(table)} loops ± 1 standard error; dashed: closed form; in (c) the three starts stand side by side.\n"
         r"Dotted: the fixed point $V_0\,/\,(N(1-f^2)+f)$, $N = n_r + n_s$, $f = n_s/N$.",
     )
     return figure
@@ -64,8 +63,14 @@ def _draw_course(axes: Axes, table: pd.DataFrame, fraction: float, starts: dict[
              markevery=[0, 1, 2, 4, 8, 16, 32, 59][: None if len(at.mean) > 59 else 1])  # fmt: skip
         times = at.generation.astype(np.int64)
         axes.plot(at.generation, theory.fresh_moments(sizes[-1], n_synthetic, times, n_initial=sizes[0]).mean_error, **THEORY)
-        axes.axhline(float(theory.fresh_fixed_point(sizes[-1], n_synthetic).mean_error), color="0.4", linestyle=":", linewidth=0.9, zorder=0)
-    axes.set(xlabel="generation $t$", xscale="log", yscale="log")
+        axes.axhline(
+            float(theory.fresh_fixed_point(sizes[-1], n_synthetic).mean_error),
+            color="0.4",
+            linestyle=":",
+            linewidth=0.9,
+            zorder=0,
+        )
+    axes.set(xlabel="generation $t$", ylabel=r"$E[\mu_t^2]$  (units of $V_0$)", xscale="log", yscale="log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
@@ -77,9 +82,14 @@ def _draw_fixed_point(axes: Axes, table: pd.DataFrame, fractions: list[float], s
         ends = [_ratio(course(table, "mean_norm", {FRACTION: fraction, REAL: name}), v0) for fraction in fractions]
         sizes = [synthetic_size(fraction, n_real) for fraction in fractions]
         axes.errorbar(
-            np.array([size / (size + n_real) for size in sizes]) + 0.012 * (number - 1), [at.mean[-1] for at in ends], [at.error[-1] for at in ends],
-            color=COLOURS[number], linestyle="", marker=MARKERS[number], markersize=4, capsize=2,
+            np.array([size / (size + n_real) for size in sizes]) + 0.025 * (number - 1), [at.mean[-1] for at in ends], [at.error[-1] for at in ends],
+            color=COLOURS[number], linestyle="", marker=MARKERS[number], markersize=3.5, capsize=1.5,
         )  # fmt: skip
     reference(axes, 1 / n_real, rf"real data alone: $V_0/n_r$, $n_r$ = {n_real}")
-    axes.set(xlabel="fraction $f$ of synthetic data", ylabel=r"$E[\mu_\infty^2]$  (units of $V_0$)", xlim=(0, 1), ylim=(0.4 / n_real, 1.1 / n_real))
-    axes.set_title("(c) More synthetic data, less error")
+    axes.set(
+        xlabel="fraction $f$ of synthetic data",
+        ylabel=r"$E[\mu_\infty^2]$  (units of $V_0$)",
+        xlim=(0, 1),
+        ylim=(0.4 / n_real, 1.1 / n_real),
+    )
+    axes.set_title("(c) Synthetic data lower it")

@@ -7,10 +7,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
 from figures.averages import Course, only, read
-from figures.style import CLASS_COLOURS, DASHES, MARKERS, WIDTH, band, note, reference
-from selfloop.madness import Madness, Verdict, classify
+from figures.style import CLASS_COLOURS, DASHES, MARKERS, WIDTH, band, label_ends, note, reference
+from selfloop.madness import CLASSES, Madness, Verdict, classify
 from selfloop.measure import Array
 from selfloop.report import curves, mean_and_error
 from selfloop.results import RunError
@@ -41,9 +42,10 @@ def draw(results: Path) -> Figure:
     figure = Figure(figsize=(WIDTH, 7.4), layout="constrained")
     panels = figure.subplots(3, 3)
     _draw_first(panels[0, 0], w2, sizes[0], omegas)
-    for axes, which, title in ((panels[0, 1], "own", "(b) End, over own start"), (panels[0, 2], "standard", "(c) End, over standard start")):
+    for axes, which, title in ((panels[0, 1], "own", "(b) Degrades least"), (panels[0, 2], "standard", "(c) Ends best")):
         _draw_end(axes, found, sizes, omegas, which)
-        axes.set_title(title)
+        least = min(omegas, key=lambda omega: sum(found[n, omega][which].ratio for n in sizes))
+        axes.set_title(rf"{title} at $\omega$ = {least:g}")
     shown = [*sizes[:2], *sizes[-1:]][: len(sizes)]
     letters = iter("defghi")
     for row, which in enumerate(START, start=1):
@@ -53,13 +55,23 @@ def draw(results: Path) -> Figure:
                 continue
             _draw_course(axes, w2, found, shown[column], omegas, which)
             axes.set_title(rf"({next(letters)}) {shown[column]} synthetic points")
-            axes.set_ylabel(rf"$E[W_2(\mathcal{{G}}^t_\omega)]\,/\,{START[which]}$" if column == 0 else "")
+            axes.set_ylabel(rf"$E[W_2(\mathcal{{G}}^t_\omega)]\,/\,{START[which]}$")
     guidance = [
-        Line2D([], [], color="0.3", linestyle=DASHES[i % 5], marker=MARKERS[i % 6], markersize=4, label=rf"$\omega$ = {omega:g}")
+        Line2D(
+            [], [], color="0.3", linestyle=DASHES[i % 5], marker=MARKERS[i % 6], markersize=4, label=rf"$\omega$ = {omega:g}"
+        )
         for i, omega in enumerate(omegas)
     ]
-    classes = [Line2D([], [], color=CLASS_COLOURS[kind], linewidth=4, label=kind) for kind in ("none", "weak", "strong", "prevention")]
-    figure.legend(handles=guidance + classes, loc="outside upper center", ncols=9, columnspacing=1.1, handlelength=2.2, handletextpad=0.4, fontsize=7.5)
+    classes = [Line2D([], [], color=CLASS_COLOURS[kind], linewidth=4, label=kind) for kind in CLASSES]
+    figure.legend(
+        handles=guidance + classes,
+        loc="outside upper center",
+        ncols=9,
+        columnspacing=1.2,
+        handlelength=2.4,
+        handletextpad=0.4,
+        fontsize=7.5,
+    )
     note(
         figure,
         f"Mean of {runs} replicates; bars in (a) and bands: ± 1 standard error; bars in (b), (c): {RULE.confidence:.0%} bootstrap intervals. End: mean of the "
@@ -71,9 +83,13 @@ def draw(results: Path) -> Figure:
 
 def _draw_first(axes: Axes, w2: dict[Point, Array], n: int, omegas: list[float]) -> None:
     pairs = [mean_and_error(w2[n, omega][:, 0]) for omega in omegas]
-    axes.errorbar(omegas, [mean for mean, _ in pairs], [error for _, error in pairs], color="0.2", marker="o", markersize=4, capsize=2)
+    axes.errorbar(
+        omegas, [mean for mean, _ in pairs], [error for _, error in pairs], color="0.2", marker="o", markersize=4, capsize=2
+    )
     reference(axes, pairs[0][0], "standard training")
-    axes.set(xlabel=r"guidance $\omega$", ylabel=r"$E[W_2(\mathcal{G}^1_\omega, p_r)]$", ylim=(0, 1.12 * pairs[0][0]), xticks=omegas)
+    axes.set(
+        xlabel=r"guidance $\omega$", ylabel=r"$E[W_2(\mathcal{G}^1_\omega, p_r)]$", ylim=(0, 1.12 * pairs[0][0]), xticks=omegas
+    )
     axes.set_title("(a) SIMS improves itself")
 
 
@@ -85,9 +101,10 @@ def _draw_end(axes: Axes, found: dict[Point, dict[str, Verdict]], sizes: list[in
             axes.errorbar(
                 omega, v.ratio, [[v.ratio - v.low], [v.high - v.ratio]], color=CLASS_COLOURS[v.kind], marker=MARKERS[number % 6], markersize=4, capsize=2,
             )  # fmt: skip
-        axes.annotate(f"{n}", (omegas[-1], verdicts[-1].ratio), (6, 0), textcoords="offset points", va="center", fontsize=7.5)
     reference(axes, 1.0)
     axes.set(xlabel=r"guidance $\omega$", ylabel=rf"$E[W_2(\mathcal{{G}}^\infty_\omega)]\,/\,{START[which]}$", xticks=omegas)
+    axes.margins(y=0.08)
+    label_ends(axes, [found[n, omegas[-1]][which].ratio for n in sizes], [f"{n}" for n in sizes], ["0.2"] * len(sizes))
 
 
 def _draw_course(
@@ -96,11 +113,16 @@ def _draw_course(
     for number, omega in enumerate(omegas):
         ratio = w2[n, omega] / w2[n, omega if which == "own" else omegas[0]][:, 0].mean()
         runs, generations = ratio.shape
-        at = Course(np.arange(1, generations + 1), ratio.mean(axis=0), ratio.std(axis=0, ddof=1) / np.sqrt(runs))
-        every = max(generations // 5, 1)
-        band(
-            axes, at, color=CLASS_COLOURS[found[n, omega][which].kind], linestyle=DASHES[number % 5], linewidth=1.1,
-            marker=MARKERS[number % 6], markersize=4, markevery=(every // 2 + number * every // 8, every), markeredgecolor="white", markeredgewidth=0.4,
-        )  # fmt: skip
+        t = np.unique(np.geomspace(1, generations, 14).round().astype(int))
+        at = Course(t, ratio[:, t - 1].mean(axis=0), ratio[:, t - 1].std(axis=0, ddof=1) / np.sqrt(runs))
+        colour = CLASS_COLOURS[found[n, omega][which].kind]
+        look = {
+            "linestyle": DASHES[number % 5],
+            "marker": MARKERS[number % 6],
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.4,
+        }
+        band(axes, at, color=colour, linewidth=1.1, markersize=4.5, **look)
     reference(axes, 1.0)
-    axes.set(xlabel="generation $t$", xlim=(0, None))
+    axes.set(xlabel="generation $t$", xscale="log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

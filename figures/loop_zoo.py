@@ -67,13 +67,17 @@ def draw(results: Path) -> Figure:
         ends = [course(table, metric, {KIND: kind}).generation[-1:] for kind in shown]
         heights = [float(np.asarray(moments(kind, n, end)[row])[0]) for kind, end in zip(shown, ends, strict=True)]
         label_ends(panels[name], heights, [LOOPS[kind] for kind in shown], [_look(kind)[0] for kind in shown])
-    handles = [Line2D([], [], color=c, marker=m, markersize=3.5, label=LOOPS[k].replace("\n", " ")) for k in reversed(kinds) for c, m in [_look(k)]]
+    handles = [
+        Line2D([], [], color=c, marker=m, markersize=3.5, label=LOOPS[k].replace("\n", " "))
+        for k in reversed(kinds)
+        for c, m in [_look(k)]
+    ]
     handles.append(Line2D([], [], **THEORY, label="closed form"))
-    panels["A"].legend(handles=handles, loc="upper right", bbox_to_anchor=(1.03, 0.84), labelspacing=0.3)
+    panels["A"].legend(handles=handles, loc="upper right", bbox_to_anchor=(1.04, 0.84), labelspacing=0.3, handlelength=1.6)
     note(
         figure,
-        f"Curves and bands: mean of {replicates(table)} loops ± 1 standard error, {n} points of each sort.\n"
-        "The loop types share their real data, and all generations of a loop too: their errors go together.",
+        f"Curves and bands: mean of {replicates(table)} loops ± 1 standard error, {n} points of each sort (real, synthetic).\n"
+        "All loop types start from the same real samples, so their errors lie to the same side.",
     )
     return figure
 
@@ -87,7 +91,14 @@ def _draw(axes: Axes, table: pd.DataFrame, metric: str, kinds: list[str], n: int
     for number, kind in enumerate(kinds):
         at = course(table, metric, {KIND: kind})
         colour, marker = _look(kind)
-        band(axes, at._replace(mean=at.mean / v0, error=at.error / v0), color=colour, marker=marker, markersize=3.5, markevery=(2 * number, 10))
+        band(
+            axes,
+            at._replace(mean=at.mean / v0, error=at.error / v0),
+            color=colour,
+            marker=marker,
+            markersize=3.5,
+            markevery=(2 * number, 10),
+        )
         expected = moments(kind, n, at.generation)
         axes.plot(at.generation, expected.variance if metric == "variance" else expected.mean_error, **THEORY)
     axes.set(xlabel="generation $t$", xlim=(0, None))

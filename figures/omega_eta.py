@@ -56,7 +56,8 @@ def draw(results: Path) -> Figure:
     sampler = settings["algorithm"]["algorithm"]["sampler"]
     numbers, etas = sorted(table[STEPS].unique()), sorted(table[ETA].unique(), reverse=True)
     steps = {
-        number: theory.Steps(sampler["kind"], int(number), sampler["sigma_max"], sampler["sigma_min"], sampler["rho"]) for number in numbers
+        number: theory.Steps(sampler["kind"], int(number), sampler["sigma_max"], sampler["sigma_min"], sampler["rho"])
+        for number in numbers
     }
     middle = 20 if 20 in numbers else numbers[0]
     runs = table["replicate"].nunique()
@@ -66,8 +67,8 @@ def draw(results: Path) -> Figure:
     _draw_best(right, table, numbers, etas, steps)
     note(
         figure,
-        f"Points: mean of {runs} replicates of {settings['mix']['n_real'][0]:,} points (bars: ± 1 standard error; common random numbers tie the points of one N).\n"
-        "Lines: closed form for N ancestral steps. $\\eta$: fraction of the way from the base to the fit of its own samples.",
+        f"Points: mean of {runs} replicates of {settings['mix']['n_real'][0]:,} points; bars ± 1 standard error (points of one N share their random numbers,\n"
+        "and so their error). Lines: closed form for N steps. $\\eta$: how far the auxiliary went from the base to the fit of its samples.",
     )
     return figure
 
@@ -75,15 +76,21 @@ def draw(results: Path) -> Figure:
 def _draw_distance(axes: Axes, table: pd.DataFrame, etas: list[float], steps: theory.Steps) -> None:
     for number, eta in enumerate(etas):
         x, w2 = _swept(table, steps.steps, eta)
-        pairs = [mean_and_error(column) for column in w2.T]
-        axes.errorbar(
-            x, [mean for mean, _ in pairs], [error for _, error in pairs], color=ORDERED[number % 5], linestyle="",
-            marker=MARKERS[number % 6], markersize=3.5, label=rf"$\eta$ = {eta:g}",
+        axes.plot(
+            x, w2.mean(axis=0), color=ORDERED[number % 5], linestyle="", marker=MARKERS[number % 6], markersize=4, label=rf"$\eta$ = {eta:g}",
+            markeredgecolor="white", markeredgewidth=0.3,
         )  # fmt: skip
         grid = np.linspace(0, x[-1], 200)
         axes.plot(grid, [_distance(eta, c / eta, steps) for c in grid], color=ORDERED[number % 5], linewidth=0.9)
     axes.axvline(1, color="0.6", linewidth=0.8, zorder=0)
-    axes.set(xlabel=r"$\omega\,\eta$", ylabel=r"$W_2$ at generation 1  (units of the points)", ylim=(0, None), xlim=(0, None))
+    axes.annotate(r"$\omega\,\eta = 1$", (1, 0.99), (-3, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                  ha="right", va="top", fontsize=7.5, color="0.35")  # fmt: skip
+    axes.set(
+        xlabel=r"$\omega\,\eta$  (guidance × fraction tuned)",
+        ylabel=r"$W_2$ at generation 1  (units of the points)",
+        ylim=(-0.003, None),
+        xlim=(-0.04, None),
+    )
     axes.set_title(rf"(a) One curve for every $\eta$ (N = {steps.steps})")
     axes.legend(loc="upper right", bbox_to_anchor=(0.95, 1))
 
@@ -95,13 +102,13 @@ def _draw_best(axes: Axes, table: pd.DataFrame, numbers: list[int], etas: list[f
         for eta in etas:
             x, w2 = _swept(table, n, eta)
             found.append(mean_and_error(np.array([best(x, row) for row in w2])))
-        axes.plot(grid, [eta * theory.best_omega(eta, steps[n]) for eta in grid], color=COLOURS[number], linewidth=1.2)
+        axes.plot(grid, [eta * theory.best_omega(eta, steps[n]) for eta in grid], **THEORY)
         axes.errorbar(
             np.array(etas) * 1.03 ** (number - 1), [mean for mean, _ in found], [error for _, error in found],
             color=COLOURS[number], linestyle="", marker=MARKERS[number], markersize=4.5, capsize=2, label=f"N = {n}",
         )  # fmt: skip
     reference(axes, 1.0, r"$\omega\,\eta = 1$")
-    axes.set(xlabel=r"$\eta$", ylabel=r"best $\omega\,\eta$", xscale="log", ylim=(0.9, 1.01))
+    axes.set(xlabel=r"$\eta$  (fraction tuned)", ylabel=r"best $\omega\,\eta$", xscale="log", ylim=(0.9, 1.01))
     axes.xaxis.set_major_locator(FixedLocator(etas))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -16,8 +16,8 @@ KIND, BIAS = "mix.kind", "mix.bias"
 POWERS = {"variance": 1}
 TITLES = {
     "fully_synthetic": "(a) Synthetic data alone: geometric collapse",
-    "augment": "(b) Fixed real data: part is lost",
-    "fresh": "(c) Fresh real data: part is lost",
+    "augment": "(b) Augment: fixed real data stop it",
+    "fresh": "(c) Fresh: new real data stop it",
 }
 
 
@@ -79,5 +79,5 @@ def _draw_limit(axes: Axes, table: pd.DataFrame, biases: list[float], n: int, v0
         color=COLOURS[0], linestyle="", marker="o", markersize=5, capsize=2, label=f"simulation, $t$ = {ends[0].generation[-1]:g}",
     )  # fmt: skip
     axes.set(xlabel=r"sampling bias $\lambda$", ylabel=r"$E[V_\infty]$  (units of $V_0$)", ylim=(0.6, 1.03))
-    axes.set_title(r"(d) Fresh data: what is kept at convergence")
+    axes.set_title(r"(d) Fresh: what is kept in the end")
     axes.legend(loc="upper left")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Strict
 
 from selfloop import covariance
-from selfloop.component import Count, NonNegative, Positive, Real, component
+from selfloop.component import Count, Positive, Real, component
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Data, Ints, Measure
 from selfloop.protocols import MomentModel, Source
@@ -179,7 +179,7 @@ class RegressionSource:
     """x ~ N(0, I_d), y = coefficients . x + noise z: the points (x, y) are Gaussian in R^(d + 1)."""
 
     coefficients: Vector
-    noise: NonNegative = 1.0
+    noise: Positive = 1.0
 
     gives: ClassVar[frozenset[str]] = frozenset({"law", "draw", "regression"})
 

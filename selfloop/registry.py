@@ -6,6 +6,7 @@ or `package.module:Class` for a class of one's own, where Python finds it: `pyth
 
 import difflib
 import importlib
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -50,8 +51,8 @@ KINDS: dict[str, dict[str, str]] = {
 def resolve(group: str, kind: str) -> type[Any]:
     """The class that `kind` names in a group of KINDS.
 
-    Raises LookupError, with the names allowed and the nearest one, for an unknown name; ImportError for a class that
-    cannot be imported.
+    Raises LookupError, with the names allowed and the nearest one, for an unknown name; ImportError for what cannot be
+    imported or is not a class.
     """
     target = KINDS[group].get(kind)
     if target is None and ":" not in kind:
@@ -61,14 +62,41 @@ def resolve(group: str, kind: str) -> type[Any]:
             raise LookupError(unknown(kind, [*KINDS[group], *found], "or 'package.module:Class' for one of your own"))
     module, _, name = (target or kind).partition(":")
     try:
-        found_class: type[Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ImportError(f"cannot import {kind!r}: {error}; is its folder the current one, or installed?") from error
-    return found_class
+        named: Any = getattr(importlib.import_module(module), name)
+    except Exception as error:  # importing runs the module, which may fail in any way
+        what = error if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        remedy = "" if error.__class__ not in (ImportError, ModuleNotFoundError) else "; is its folder the current one, or installed?"
+        raise ImportError(f"cannot import {kind!r}: {what}{remedy}") from error
+    if not isinstance(named, type):
+        raise ImportError(f"{kind!r} must name a class, and is a {type(named).__name__}")
+    return named
 
 
-def unknown(given: str, allowed: list[str], more: str = "") -> str:
+def unknown(given: str, allowed: Sequence[str], more: str = "") -> str:
     """One sentence on a name that is not known: what is allowed and what is nearest."""
-    near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = " or ".join(repr(name) for name in nearest(given, allowed))
+    hint = f"; did you mean {near}?" if near else ""
     return f"must be one of {', '.join(sorted(allowed))}{' ' + more if more else ''}; got {given!r}{hint}"
+
+
+def nearest(given: str, allowed: Sequence[str]) -> list[str]:
+    """The names the fewest edits away, if that is few for the length of the word; else the one most alike, if any is."""
+    distance = {name: edits(given, name) for name in allowed}
+    least = min(distance.values(), default=0)
+    if least <= max(1, len(given) // 3):
+        return [name for name in allowed if distance[name] == least]
+    return difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
+
+
+def edits(a: str, b: str) -> int:
+    """Insertions, deletions, substitutions and swaps of neighbours that turn a into b (optimal string alignment)."""
+    rows = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            best = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and y == a[i - 2]:
+                best = min(best, rows[-2][j - 2] + 1)
+            row.append(best)
+        rows.append(row)
+    return rows[-1][-1]
