@@ -18,9 +18,10 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from selfloop.algorithms.closed_form import LARGEST_BUDGET, along
 from selfloop.component import NonNegative, component
 from selfloop.measure import Array, Data, Measure, Moments
-from selfloop.protocols import Work
+from selfloop.protocols import Model, Work
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class CategoricalFit:
     smoothing: NonNegative = 0.0
 
     gives: ClassVar[frozenset[str]] = frozenset({"draw", "biased", "probabilities"})
-    largest_budget: ClassVar[float] = 1.0
+    largest_budget: ClassVar[float] = LARGEST_BUDGET
 
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> Categorical:
         """p_k = (n q_k + a) / (n + K a), q the data's mean; points (*batch, n, K), one-hot, or their moments.
@@ -147,19 +148,13 @@ class CategoricalFit:
 
     def tune(
         self, model: Categorical, data: Data, budgets: Sequence[float], rng: Generator, work: Work | None = None
-    ) -> Iterator[Categorical]:
+    ) -> Iterator[Model]:
         """The models a fraction eta = budget of the way from `model` to the fit of `data`.
 
         On a geometric line a category is lost as soon as the fit of `data` has lost it, at any eta > 0.
         Raises ValueError for a budget outside [0, 1].
         """
-        fitted = self.fit(data, rng)
-        for eta in budgets:
-            if not 0 <= eta <= 1:
-                raise ValueError(
-                    f"the budget of a closed form is the fraction eta in [0, 1] of the way to the new fit, got {eta}"
-                )
-            yield self.interpolate(model, fitted, eta)
+        return along(self, model, self.fit(data, rng), budgets)
 
     def interpolate(self, a: Categorical, b: Categorical, t: float) -> Categorical:
         """p_k proportional to a_k^(1 - t) b_k^t: log-probabilities on a line; a itself at t = 0 and b at t = 1.

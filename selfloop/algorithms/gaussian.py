@@ -17,13 +17,14 @@ from annotated_types import Ge, Lt
 from numpy.random import Generator
 
 from selfloop import covariance
+from selfloop.algorithms.closed_form import LARGEST_BUDGET, along
 from selfloop.component import AT_SAMPLING, component
 from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion.sample import Denoise, Sampler
 from selfloop.diffusion.score import gaussian_denoiser
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Data, Measure, Moments
-from selfloop.protocols import Work
+from selfloop.protocols import Model, Work
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class GaussianFit:
     sampler: Annotated[Sampler, AT_SAMPLING] = Sampler()
 
     gives: ClassVar[frozenset[str]] = frozenset({"law", "draw", "denoise", "biased"})
-    largest_budget: ClassVar[float] = 1.0
+    largest_budget: ClassVar[float] = LARGEST_BUDGET
 
     def least_points(self, d: int) -> int:
         """Points without which a fit in d dimensions is refused."""
@@ -129,18 +130,12 @@ class GaussianFit:
 
     def tune(
         self, model: GaussianModel, data: Data, budgets: Sequence[float], rng: Generator, work: Work | None = None
-    ) -> Iterator[GaussianModel]:
+    ) -> Iterator[Model]:
         """The models a fraction eta = budget of the way from `model` to the fit of `data`.
 
         Raises ValueError for a budget outside [0, 1].
         """
-        fitted = self.fit(data, rng)
-        for eta in budgets:
-            if not 0 <= eta <= 1:
-                raise ValueError(
-                    f"the budget of a closed form is the fraction eta in [0, 1] of the way to the new fit, got {eta}"
-                )
-            yield self.interpolate(model, fitted, eta)
+        return along(self, model, self.fit(data, rng), budgets)
 
     def interpolate(self, a: GaussianModel, b: GaussianModel, t: float) -> GaussianModel:
         """Mean m_a + t (m_b - m_a) and covariance exp(log S_a + t (log S_b - log S_a))."""

@@ -24,11 +24,12 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from selfloop import covariance
+from selfloop.algorithms.closed_form import LARGEST_BUDGET, along, check_fractions
 from selfloop.component import AT_SAMPLING, Count, NonNegative, Positive, component
 from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion.sample import Sampler
 from selfloop.measure import Array, Data, Ints, Measure
-from selfloop.protocols import Work
+from selfloop.protocols import Model, Work
 
 Mask = NDArray[np.bool_]
 EXACT = Sampler()
@@ -199,7 +200,7 @@ class MixtureFit:
     sampler: Annotated[Sampler, AT_SAMPLING] = Sampler()
 
     gives: ClassVar[frozenset[str]] = frozenset({"denoise", "biased"})
-    largest_budget: ClassVar[float] = 1.0
+    largest_budget: ClassVar[float] = LARGEST_BUDGET
 
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> MixtureModel:
         """The mixture of the data: points (*batch, n, d), their weights honoured.
@@ -215,17 +216,13 @@ class MixtureFit:
 
     def tune(
         self, model: MixtureModel, data: Data, budgets: Sequence[float], rng: Generator, work: Work | None = None
-    ) -> Iterator[MixtureModel]:
+    ) -> Iterator[Model]:
         """The models a fraction eta = budget of the way from `model` to the fit of `data` that starts at `model`.
 
         Warm starts keep components matched, draw nothing from `rng` and know no restarts.
         Raises ValueError for a budget outside [0, 1], and where `fit` does.
         """
-        for eta in budgets:
-            if not 0 <= eta <= 1:
-                raise ValueError(
-                    f"the budget of a closed form is the fraction eta in [0, 1] of the way to the new fit, got {eta}"
-                )
+        check_fractions(budgets)
         x, v = self._checked(data)
         k, d = model.components, x.shape[-1]
         if d != model.d:
@@ -241,8 +238,7 @@ class MixtureFit:
         live = _finite(x) & start.finite()
         with np.errstate(all="ignore"):
             fitted = self._model(data, live, self._climbed(x[live], v[live], [start.members(live)]))
-        for eta in budgets:
-            yield self.interpolate(model, fitted, eta)
+        yield from along(self, model, fitted, budgets)
 
     def interpolate(self, a: MixtureModel, b: MixtureModel, t: float) -> MixtureModel:
         """Weights w_a^(1 - t) w_b^t, rescaled to add to one; means on the line; covariances exp((1 - t) log S_a + t log S_b).
@@ -462,7 +458,7 @@ def _natural(now: _Parameters, diagonal: bool) -> Array:
         variances = np.diagonal(now.covs, axis1=-2, axis2=-1)
         linear, squares, log_det = now.means / variances, -0.5 / variances, np.log(variances).sum(axis=-1)
     else:
-        factors = _factor(now.covs)
+        factors = covariance.factor(now.covs)
         inverse = np.linalg.inv(factors)
         precision = np.swapaxes(inverse, -1, -2) @ inverse
         rows, columns = _entries(d, diagonal)
@@ -471,15 +467,6 @@ def _natural(now: _Parameters, diagonal: bool) -> Array:
         log_det = 2 * np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(axis=-1)
     constant = np.log(now.weights) - 0.5 * ((linear * now.means).sum(axis=-1) + log_det + d * np.log(2 * np.pi))
     return np.concatenate([constant[..., None], linear, squares], axis=-1)
-
-
-def _factor(cov: Array) -> Array:
-    if cov.shape[-1] > 2:
-        try:
-            return np.asarray(np.linalg.cholesky(cov))
-        except np.linalg.LinAlgError:  # some member has failed: `covariance.factor` tells which
-            pass
-    return covariance.factor(cov)
 
 
 def _softmax(logits: Array, axis: int = -2) -> Array:

@@ -19,7 +19,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from selfloop.algorithms.sims import Pair
+from selfloop.algorithms.sims import Pair, check_budget
 from selfloop.component import Count, NonNegative, Omega, component
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Data, Measure, Moments
@@ -105,6 +105,9 @@ class Neon:
     n_synthetic: Count
     budget: NonNegative
     omega: Omega = 1.0
+
+    def __post_init__(self) -> None:
+        check_budget(self.algorithm, self.budget)
 
     @property
     def gives(self) -> frozenset[str]:
