@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from figures.averages import Course, averages, configuration, course, read, replicates
-from figures.style import COLOURS, DASHES, MARKERS, THEORY, WIDTH, band, note, reference
+from figures.style import COLOURS, DASHES, MARKERS, THEORY, WIDTH, band, note, reference, spaced
 from selfloop import theory
 
 FRACTION, REAL = "mix.fraction", "mix.n_real"
@@ -39,7 +39,7 @@ def draw(results: Path) -> Figure:
     panels = figure.subplots(1, 3, width_ratios=[1, 1, 1.15])
     for axes, letter, fraction in zip(panels, "ab", shown, strict=False):
         _draw_course(axes, table, fraction, starts, v0)
-        axes.set_title(f"({letter}) One end, $f$ = {fraction:g}")
+        axes.set_title(f"({letter}) One end for all, $f$ = {fraction:g}")
     panels[1].sharey(panels[0])
     panels[0].legend(title="real points", loc="upper right")
     _draw_fixed_point(panels[2], table, fractions, starts, v0)
@@ -60,29 +60,7 @@ def _draw_course(axes: Axes, table: pd.DataFrame, fraction: float, starts: dict[
         at = course(table, "mean_norm", {FRACTION: fraction, REAL: name})
         n_synthetic = synthetic_size(fraction, sizes[-1])
         band(axes, _ratio(at, v0), color=COLOURS[number], linestyle=DASHES[0], marker=MARKERS[number], markersize=3.5, label=name,
-             markevery=[0, 1, 2, 4, 8, 16, 32, 59][: None if len(at.mean) > 59 else 1])  # fmt: skip
-        times = at.generation.astype(np.int64)
-        axes.plot(at.generation, theory.fresh_moments(sizes[-1], n_synthetic, times, n_initial=sizes[0]).mean_error, **THEORY)
-        axes.axhline(
-            float(theory.fresh_fixed_point(sizes[-1], n_synthetic).mean_error),
-            color="0.4",
-            linestyle=":",
-            linewidth=0.9,
-            zorder=0,
-        )
-    axes.set(xlabel="generation $t$", ylabel=r"$E[\mu_t^2]$  (units of $V_0$)", xscale="log", yscale="log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-
-
-def _draw_fixed_point(axes: Axes, table: pd.DataFrame, fractions: list[float], starts: dict[str, Any], v0: float) -> None:
-    n_real = next(iter(starts.values()))[-1]
-    f = np.linspace(0, 1, 200)
-    axes.plot(f, 1 / (n_real * (1 + f) + f), **THEORY)
-    for number, name in enumerate(starts):
-        ends = [_ratio(course(table, "mean_norm", {FRACTION: fraction, REAL: name}), v0) for fraction in fractions]
-        sizes = [synthetic_size(fraction, n_real) for fraction in fractions]
-        axes.errorbar(
-            np.array([size / (size + n_real) for size in sizes]) + 0.025 * (number - 1), [at.mean[-1] for at in ends], [at.error[-1] for at in ends],
+             markevery=list(spaced(len(at.mean), 8) - 1),
             color=COLOURS[number], linestyle="", marker=MARKERS[number], markersize=3.5, capsize=1.5,
         )  # fmt: skip
     reference(axes, 1 / n_real, rf"real data alone: $V_0/n_r$, $n_r$ = {n_real}")

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from figures.averages import Course, only, read
-from figures.style import CLASS_COLOURS, DASHES, MARKERS, WIDTH, band, label_ends, note, reference
+from figures.style import CLASS_COLOURS, DASHES, MARKERS, WIDTH, band, label_ends, note, reference, spaced
 from selfloop.madness import CLASSES, Madness, Verdict, classify
 from selfloop.measure import Array
 from selfloop.report import curves, mean_and_error
@@ -54,7 +54,7 @@ def draw(results: Path) -> Figure:
                 axes.set_axis_off()
                 continue
             _draw_course(axes, w2, found, shown[column], omegas, which)
-            axes.set_title(rf"({next(letters)}) {shown[column]} synthetic points")
+            axes.set_title(rf"({next(letters)}) {which.capitalize()} start, $n_s$ = {shown[column]}")
             axes.set_ylabel(rf"$E[W_2(\mathcal{{G}}^t_\omega)]\,/\,{START[which]}$")
     guidance = [
         Line2D(
@@ -62,7 +62,7 @@ def draw(results: Path) -> Figure:
         )
         for i, omega in enumerate(omegas)
     ]
-    classes = [Line2D([], [], color=CLASS_COLOURS[kind], linewidth=4, label=kind) for kind in CLASSES]
+    classes = [Line2D([], [], color=CLASS_COLOURS[kind], linewidth=4, label=kind if kind != "none" else "mitigation: none") for kind in CLASSES]
     figure.legend(
         handles=guidance + classes,
         loc="outside upper center",
@@ -113,7 +113,7 @@ def _draw_course(
     for number, omega in enumerate(omegas):
         ratio = w2[n, omega] / w2[n, omega if which == "own" else omegas[0]][:, 0].mean()
         runs, generations = ratio.shape
-        t = np.unique(np.geomspace(1, generations, 14).round().astype(int))
+        t = spaced(generations, 14)
         at = Course(t, ratio[:, t - 1].mean(axis=0), ratio[:, t - 1].std(axis=0, ddof=1) / np.sqrt(runs))
         colour = CLASS_COLOURS[found[n, omega][which].kind]
         look = {

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures.averages import Course
+from selfloop.measure import Ints
 
 matplotlib.use("Agg")
 WIDTH = 7.2
@@ -81,6 +82,7 @@ def label_ends(axes: Axes, heights: Sequence[float], texts: Sequence[str], colou
 
     To be called when the limits and scale of the axes are set.
     """
+    axes.get_ylim()  # settles limits that are due
     place = (axes.transData + axes.transAxes.inverted()).transform
     wanted = np.array([place((1.0, height))[1] for height in heights])
     order = np.argsort(wanted)
@@ -96,6 +98,11 @@ def label_ends(axes: Axes, heights: Sequence[float], texts: Sequence[str], colou
             texts[i], (1.0, y), (4, 0), xycoords="axes fraction", textcoords="offset points",
             ha="left", va="center", fontsize=8, color=colours[i], annotation_clip=False,
         )  # fmt: skip
+
+
+def spaced(last: int, count: int) -> Ints:
+    """About `count` generations from 1 to `last`, evenly spaced on a logarithmic axis."""
+    return np.unique(np.geomspace(1, last, count).round().astype(np.int64))
 
 
 def note(figure: Figure, text: str) -> None:

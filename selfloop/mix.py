@@ -53,9 +53,9 @@ class Pollution:
     algorithm: Algorithm
 
     def __call__(self, real: Data, streams: Streams) -> Data:
-        """D_r + D_p: `algorithm` is fitted to D_r, and n of its samples are added."""
+        """D_r + D_p: `algorithm` is fitted to D_r, and n of its samples, marked as drawn by generation 1, are added."""
         model = self.algorithm.fit(real, streams(0, "pollution fit"))
-        return concatenate([real, drawn_like(real, model, self.n, streams(0, "pollution"))])
+        return concatenate([real, drawn_like(real, model, self.n, streams(0, "pollution")).stamped(1)])
 
 
 LoopName = Literal["fully_synthetic", "augment", "fresh", "accumulate", "accumulate_subsample"]

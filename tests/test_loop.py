@@ -14,7 +14,7 @@ from selfloop.data import Law
 from selfloop.laws import Gaussian
 from selfloop.loop import self_consume
 from selfloop.measure import Measure, Moments
-from selfloop.mix import LOOP_TYPES, Mix
+from selfloop.mix import LOOP_TYPES, Mix, Pollution
 from selfloop.protocols import Generation, Model
 from selfloop.streams import NamedStreams
 
@@ -228,6 +228,42 @@ def test_a_replicate_does_not_depend_on_how_many_generations_follow(kind, n, rat
     mix = Mix(kind=kind, n_real=n, ratio=ratio)
     short, long = loop(mix, 2, runs=2, seed=seed), loop(mix, 4, runs=2, seed=seed)
     np.testing.assert_array_equal(short[1].model.law().cov, long[1].model.law().cov)
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_polluted_data_make_the_first_fit_a_second_generation(statistics):
+    """D_r and n_p samples of its fit, taken for real: the second generation of an augmentation loop with n_s = n_p."""
+    mix = Mix(kind="augment", n_real=30, pollution=Pollution(n=45, algorithm=GaussianFit()))
+    mean_error, variance = fits(loop(mix, 1, statistics=statistics))
+    expected = theory.augment_moments(30, 45, 2)
+    assert_mean(variance[0], expected.variance)
+    assert_mean(mean_error[0], expected.mean_error)
+    first = mix.first(standard_normal(2), NamedStreams(0))
+    assert isinstance(first, Measure)
+    assert np.bincount(first.origin).tolist() == [30, 45]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_synthetic": 10, "ratio": 1.0}, "said once"),
+        ({"kind": "fully_synthetic", "weight_real": 0.5}, "needs a real part"),
+        ({"kind": "accumulate_subsample", "weight_real": 0.5}, "exclude each other"),
+        ({"kind": "fresh", "pollution": Pollution(n=5, algorithm=GaussianFit())}, "use augment or accumulate"),
+        ({"kind": "agument"}, "'fully_synthetic', 'augment'"),
+        ({"n_real": 0}, "greater than or equal to 1"),
+        ({"n_real": []}, "at least 1 item"),
+        ({"n_synthetic": [10, -1]}, "greater than or equal to 1"),
+        ({"fraction": 1.0}, "less than 1"),
+        ({"weight_real": 1.2}, "less than or equal to 1"),
+        ({"bias": 0.0}, "greater than 0"),
+        ({"correction": -1.0}, "greater than or equal to 0"),
+        ({"memory": 3}, "[Uu]nexpected keyword argument"),
+    ],
+)
+def test_mixes_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Mix(**{"n_real": 10, **options})
 
 
 class Runaway(GaussianFit):
