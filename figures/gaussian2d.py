@@ -62,7 +62,10 @@ def draw(results: Path) -> Figure:
         )
         for i, omega in enumerate(omegas)
     ]
-    classes = [Line2D([], [], color=CLASS_COLOURS[kind], linewidth=4, label=kind if kind != "none" else "mitigation: none") for kind in CLASSES]
+    classes = [
+        Line2D([], [], color=CLASS_COLOURS[kind], linewidth=4, label=kind if kind != "none" else "mitigation: none")
+        for kind in CLASSES
+    ]
     figure.legend(
         handles=guidance + classes,
         loc="outside upper center",
@@ -74,9 +77,9 @@ def draw(results: Path) -> Figure:
     )
     note(
         figure,
-        f"Mean of {runs} replicates; bars in (a) and bands: ± 1 standard error; bars in (b), (c): {RULE.confidence:.0%} bootstrap intervals. End: mean of the "
-        f"last {min(RULE.tail, generations)}\nof {generations} generations. Colour: class of madness mitigation under the panel's start, "
-        r"$G^1_\omega$ with the same guidance, $G^1_0$ without.",
+        f"Mean of {runs} replicates. (a) and bands: ± 1 standard error. (b), (c): mean of the last {min(RULE.tail, generations)} of "
+        f"{generations} generations, {RULE.confidence:.0%} bootstrap\nintervals; at the right $n_s$, synthetic points a generation. "
+        r"Colour: class of mitigation over the start, $\mathcal{G}^1_\omega$ own, $\mathcal{G}^1_0$ standard.",
     )
     return figure
 

@@ -78,7 +78,6 @@ def _draw_distance(axes: Axes, table: pd.DataFrame, etas: list[float], steps: th
         x, w2 = _swept(table, steps.steps, eta)
         axes.plot(
             x, w2.mean(axis=0), color=ORDERED[number % 5], linestyle="", marker=MARKERS[number % 6], markersize=4, label=rf"$\eta$ = {eta:g}",
-            markeredgecolor="white", markeredgewidth=0.3,
         )  # fmt: skip
         grid = np.linspace(0, x[-1], 200)
         axes.plot(grid, [_distance(eta, c / eta, steps) for c in grid], color=ORDERED[number % 5], linewidth=0.9)

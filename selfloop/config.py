@@ -1,7 +1,8 @@
 """One YAML file is one experiment. Read, checked, spread over its sweep.
 
-The file's sections are components (`selfloop.component`): their fields are the keys, their types the rules. A wrong key, type or value
-is reported with its file and line, its path, what was given, what is allowed and the nearest valid name; all faults at once.
+The file's sections are components (`selfloop.component`): their fields are the keys, their types the rules. A wrong key, type
+or value is reported with its file and line, its path, what was given, what is allowed and the nearest valid name; all faults
+at once.
 """
 
 import copy
@@ -47,8 +48,8 @@ Path_ = tuple[str | int, ...]
 class Sweep:
     """The points of an experiment: the product of the axes of `grid`, and of each group of paths in `zip`, which move together.
 
-    A value replaces what stands at its dotted path. A mapping label -> override sweeps over objects: its override is merged into
-    the section (replacing it where it names another kind), and results carry the label. independent: every point draws
+    A value replaces what stands at its dotted path. A mapping label -> override sweeps over objects: its override is merged
+    into the section (replacing it where it names another kind), and results carry the label. independent: every point draws
     random numbers of its own; by default points share them, and are compared by paired differences.
     """
 
@@ -61,8 +62,8 @@ class Sweep:
 class Experiment:
     """A self-consuming loop and what is written down of it.
 
-    seed: of all random numbers; generations: fits, the first on real data alone; replicates: independent loops, in batches of `chunk`
-    that are one unit of work; statistics: carry moments instead of points; real: p_r; track: metric -> how.
+    seed: of all random numbers; generations: fits, the first on real data alone; replicates: independent loops, in batches of
+    `chunk` that are one unit of work; statistics: carry moments instead of points; real: p_r; track: metric -> how.
     """
 
     real: SourceFactory
@@ -81,17 +82,18 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a configuration: where (path) and what (got, allowed, remedy)."""
+    """One thing wrong with a configuration: where and what (got, allowed, remedy). unknown: it is the name, not the value."""
 
     path: Path_
     text: str
+    unknown: bool = False
 
 
 class ConfigError(Exception):
-    """All faults of a configuration; str() names file, line and path of each."""
+    """All faults of a configuration, in the order of the file; str() names file, line and path of each."""
 
     def __init__(self, faults: Sequence[Fault], source: "Source | None" = None):
-        self.faults = list(faults)
+        self.faults = sorted(faults, key=source.place) if source else list(faults)
         self.source = source
         super().__init__("\n".join(self._line(fault) for fault in self.faults))
 
@@ -102,19 +104,30 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """A configuration as it was written: its tree, and the line of every path (None for a command-line override)."""
+    """A configuration as it was written.
+
+    tree: sections and values; lines: the line of every path (None for a command-line override); faults: what is wrong with the
+    writing itself (a key given twice, an override of something that is not there).
+    """
 
     file: str
     tree: dict[str, Any]
     lines: Mapping[Path_, int | None]
+    faults: tuple[Fault, ...] = ()
+
+    def line(self, path: Path_) -> int | None:
+        """The line of a path or of its nearest section; None on the command line, 0 if neither is known."""
+        return next((self.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.lines), 0)
 
     def where(self, path: Path_) -> str:
         """`file:line: ` of a path or of its nearest section."""
-        for end in range(len(path), -1, -1):
-            if path[:end] in self.lines:
-                line = self.lines[path[:end]]
-                return "command line: " if line is None else f"{self.file}:{line}: "
-        return f"{self.file}: "
+        line = self.line(path)
+        return "command line: " if line is None else f"{self.file}:{line}: " if line else f"{self.file}: "
+
+    def place(self, fault: Fault) -> float:
+        """What faults are sorted by: the line, the command line last."""
+        line = self.line(fault.path)
+        return float("inf") if line is None else line
 
 
 @dataclass(frozen=True)
@@ -126,8 +139,9 @@ class Point:
 
     @property
     def key(self) -> str:
-        """A name that does not depend on the other points."""
-        return json.dumps(self.values, sort_keys=True)
+        """A name that does not depend on the other points, nor on whether a 1 was written as 1.0."""
+        plain = {path: int(v) if isinstance(v, float) and v.is_integer() else v for path, v in self.values.items()}
+        return json.dumps(plain, sort_keys=True)
 
 
 def dotted(path: Path_) -> str:
@@ -138,43 +152,65 @@ def dotted(path: Path_) -> str:
     return text
 
 
-# Reading -----------------------------------------------------------------------------------------------------------------
+# Reading ---------------------------------------------------------------------------------------------------------------
 
 
 def read(file: Path, overrides: Sequence[str] = ()) -> Source:
-    """A YAML file with `key.path=value` overrides laid over it. Raises ConfigError on what is not YAML or not an override."""
+    """A YAML file with `key.path=value` overrides laid over it. Raises ConfigError on what is not YAML or not a mapping."""
+    tree, node = _parsed(file)
+    if not isinstance(tree, dict):
+        given = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise ConfigError([Fault((), f"{file}: an experiment is a mapping of sections (real:, mix:, algorithm:, ...); got {given}")])
+    lines: dict[Path_, int | None] = {}
+    faults = [Fault(path, f"is given twice, the second time in line {line}; keep one") for path, line in _lines(node, (), lines)]
+    for override in overrides:
+        path, sign, value = override.partition("=")
+        steps = tuple(path.strip().split("."))
+        try:
+            if not sign or not all(steps):
+                raise KeyError("an override is key.path=value")
+            _lay(tree, lines, steps, _value(value))
+        except KeyError as error:
+            faults.append(Fault((), f"command line: {override!r}: {error.args[0]}"))
+    return Source(str(file), tree, lines, tuple(faults))
+
+
+def _parsed(file: Path) -> tuple[Any, Any]:
     try:
         text = file.read_text(encoding="utf-8")
+        return yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)  # noqa: S506, a SafeLoader
     except OSError as error:
         raise ConfigError([Fault((), f"cannot read {file}: {error.strerror}; give the path of a YAML file")]) from error
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        tree = yaml.load(text, Loader=_Loader)  # noqa: S506, a SafeLoader
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError([Fault((), f"{file}: not a text in UTF-8 ({error.reason} at byte {error.start})")]) from error
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{file}:{mark.line + 1}: " if mark else f"{file}: "
-        raise ConfigError([Fault((), f"{line}not YAML: {getattr(error, 'problem', error)}")]) from error
-    if not isinstance(tree, dict):
-        raise ConfigError([Fault((), f"{file} must hold a mapping of sections, got {type(tree).__name__}")])
-    lines: dict[Path_, int | None] = {}
-    twice = list(_lines(node, (), lines))
-    source = Source(str(file), tree, lines)
-    if twice:
-        raise ConfigError([Fault(path, "is given twice; keep one") for path in twice], source)
-    for override in overrides:
-        path, value = _override(override)
-        try:
-            _put(tree, path, value)
-        except KeyError as error:
-            raise ConfigError([Fault(path, f"override {override!r}: {error.args[0]}")]) from error
-        lines[path] = None
-    return source
+        raise ConfigError([Fault((), f"{line}not YAML: {getattr(error, 'problem', None) or error}")]) from error
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: 1e-3 is a number."""
+    """Keys are texts as they are written (`off`, `1`), 1e-3 is a number, a date is a text, and no alias holds itself."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        anchor = self.peek_event().anchor if self.check_event(yaml.AliasEvent) else None
+        node = super().compose_node(parent, index)
+        if anchor is not None and not hasattr(node, "end_mark") or getattr(node, "end_mark", None) is None:
+            raise yaml.composer.ComposerError(None, None, f"the alias *{anchor} stands inside what it names", self.peek_event().start_mark)
+        return node
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)$"),
@@ -182,14 +218,15 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _lines(node: Any, path: Path_, lines: dict[Path_, int | None]) -> Iterator[Path_]:
+def _lines(node: Any, path: Path_, lines: dict[Path_, int | None]) -> Iterator[tuple[Path_, int]]:
+    """Note the line of every path; yield the paths given twice, with the line of the second time."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            step = (*path, str(key.value))
+            step, line = (*path, str(key.value)), key.start_mark.line + 1
             if step in lines:
-                yield step
-            lines[step] = key.start_mark.line + 1
+                yield step, line
+            lines.setdefault(step, line)
             yield from _lines(value, step, lines)
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
@@ -197,153 +234,260 @@ def _lines(node: Any, path: Path_, lines: dict[Path_, int | None]) -> Iterator[P
             yield from _lines(value, (*path, number), lines)
 
 
-def _override(text: str) -> tuple[Path_, Any]:
-    path, sign, value = text.partition("=")
-    if not sign or not path:
-        raise ConfigError([Fault((), f"command line: an override is key.path=value, got {text!r}")])
+def _value(text: str) -> Any:
     try:
-        return tuple(path.strip().split(".")), yaml.load(value, Loader=_Loader)  # noqa: S506
-    except yaml.YAMLError as error:
-        raise ConfigError([Fault((), f"the value of override {text!r} is not YAML; quote it")]) from error
+        return yaml.load(text, Loader=_Loader)  # noqa: S506, a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:
+        raise KeyError("the value is not YAML; quote it") from error
 
 
-def _put(tree: dict[str, Any], path: Path_, value: Any, merge: bool = False) -> None:
+def _lay(tree: dict[str, Any], lines: dict[Path_, int | None], steps: tuple[str, ...], value: Any) -> None:
+    """Lay an override over the tree; from then on its path, and all below it, stands on the command line."""
+    whole = {("sweep", "grid"): 2, ("sweep", "zip"): 3}.get(steps[:2], len(steps))  # the keys of a sweep are dotted paths
+    steps = (*steps[:whole], ".".join(steps[whole:])) if len(steps) > whole else steps
+    path = _put(tree, steps, value)
+    for known in [known for known in lines if known[: len(path)] == path]:
+        del lines[known]
+    lines[path] = None
+
+
+def _put(tree: dict[str, Any], path: Path_, value: Any, merge: bool = False) -> Path_:
+    """Set what stands at a path; the path, with numbers for places in lists. Raises KeyError with what is in the way."""
     here: Any = tree
-    if path[:2] == ("sweep", "grid") and len(path) > 2:  # the keys of a grid are dotted paths themselves
-        path = ("sweep", "grid", ".".join(map(str, path[2:])))
-    for number, step in enumerate(path[:-1]):
-        if isinstance(here, dict) and (here.get(str(step)) is None or isinstance(here.get(str(step)), str)):
-            kind = here.get(str(step))
-            here[str(step)] = {} if kind is None else {"kind": kind}
-        try:
-            here = here[int(step)] if isinstance(here, list) else here[str(step)]
-        except (ValueError, IndexError, TypeError) as error:
-            raise KeyError(f"{dotted(path[: number + 1])} is not a section") from error
-    last = path[-1]
-    if isinstance(here, list):
-        here[int(last)] = value
-    elif not isinstance(here, dict):
-        raise KeyError(f"{dotted(path[:-1])} is not a section, it is {here!r}")
-    elif merge and isinstance(value, dict) and isinstance(here.get(str(last)), dict) and _same_kind(value, here[str(last)]):
+    walked: Path_ = ()
+    for step in path[:-1]:
+        key = _step(here, step, walked)
+        if isinstance(here, dict):
+            here[key] = _section(here.get(key))
+        here, walked = here[key], (*walked, key)
+    last = _step(here, path[-1], walked)
+    old = _section(here.get(last)) if isinstance(here, dict) and merge else None
+    if isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+        here[last] = old
         for key, inner in value.items():
-            _put(here[str(last)], (key,), inner, merge=True)
+            _put(old, (key,), inner, merge=True)
     else:
-        here[str(last)] = value
+        here[last] = value
+    return (*walked, last)
 
 
-def _same_kind(new: dict[str, Any], old: dict[str, Any]) -> bool:
-    return "kind" not in new or new["kind"] == old.get("kind")
+def _section(value: Any) -> Any:
+    """A section whose short form was written: nothing, or its kind alone."""
+    return {} if value is None else {"kind": value} if isinstance(value, str) else value
 
 
-# Building ----------------------------------------------------------------------------------------------------------------
+def _step(here: Any, step: str | int, walked: Path_) -> Any:
+    if isinstance(here, dict):
+        return step
+    if isinstance(here, list) and str(step).isdecimal() and int(step) < len(here):
+        return int(step)
+    what = f"a list of {len(here)}, counted from 0," if isinstance(here, list) else f"{_shown(here)}, not a section,"
+    raise KeyError(f"{dotted(walked)} is {what} and holds no {str(step)!r}")
+
+
+def _get(tree: Any, path: Path_) -> Any:
+    """What stands at a path; raises LookupError or TypeError where there is nothing."""
+    for step in path:
+        tree = tree[step]
+    return tree
+
+
+# Spreading -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value that a sweep sets: its dotted path, the label that results carry, and where it was written."""
+
+    path: str
+    label: Any
+    value: Any
+    where: Path_
+
+    @property
+    def steps(self) -> Path_:
+        """The path, step by step."""
+        return tuple(self.path.split("."))
+
+
+WHOLE = ("sweep", "generations", "replicates", "chunk", "seed", "name", "madness")
+"""What belongs to a whole experiment and cannot be swept."""
 
 
 def load(source: Source) -> list[Point]:
     """The checked points of an experiment, in the order of its sweep. Raises ConfigError with every fault."""
-    faults: list[Fault] = []
+    faults = list(source.faults)
     tree = {"name": Path(source.file).stem, **source.tree}
-    sweep = _build(Sweep, tree.get("sweep") or {}, ("sweep",), faults)
-    if faults:
-        raise ConfigError(faults, source)
-    swept = {tuple(path.split(".")) for group in ({**sweep.grid}, *sweep.zip) for path in group}
-    for path in [path for path, line in source.lines.items() if line is None and path in swept]:
-        name = dotted(path)
-        faults.append(Fault(path, f"is swept, and the sweep would win; override sweep.grid.{name}=[...] instead"))
+    sweep = _build(Sweep, tree.get("sweep"), ("sweep",), faults)
+    axes = _axes(sweep, faults) if sweep else None
     points = []
-    for values, point_tree, axes in _spread(tree, sweep, faults):
-        found: list[Fault] = []
-        experiment = _build(Experiment, point_tree, (), found)
-        if experiment is not None:
-            found += check(experiment)
-        faults += [_blame_sweep(fault, axes) for fault in found]
-        if experiment is not None:
-            points.append(Point(values, experiment))
-    if not faults and len({point.key for point in points}) < len(points):
-        faults.append(Fault(("sweep",), "names a point twice; every combination of values must differ"))
+    if axes is None:  # check the rest of the file all the same; a sweep may hold what it lacks
+        faults += [fault for fault in _examined(tree | {"sweep": None})[1] if fault.text != MISSING]
+    else:
+        faults += _overruled(source, axes)
+        for settings in itertools.product(*axes):
+            chosen = [setting for step in settings for setting in step]
+            values = {setting.path: setting.label for setting in chosen}
+            try:
+                experiment, found = _examined(_set(tree, chosen))
+            except KeyError as error:
+                experiment, found = None, [Fault(chosen[0].where[:-1], str(error.args[0]))]
+            faults += [_blamed(fault, chosen, source) for fault in found]
+            points += [Point(values, experiment)] if experiment else []
+    faults += _check_points(points)
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)), source)
-    _check_madness(points, source)
     return points
 
 
-def _spread(
-    tree: dict[str, Any], sweep: Sweep, faults: list[Fault]
-) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[Path_, Path_]]]:
-    axes: list[list[list[tuple[str, Any, Any, Path_]]]] = []
-    groups = [({path: values}, ("sweep", "grid")) for path, values in sweep.grid.items()]
+def _axes(sweep: Sweep, faults: list[Fault]) -> list[list[list[Setting]]] | None:
+    """Axes of steps of settings that are made together; None, with faults, if the sweep is not well formed."""
+    before = len(faults)
+    groups: list[tuple[dict[str, Any], Path_]] = [({path: values}, ("sweep", "grid")) for path, values in sweep.grid.items()]
     groups += [(group, ("sweep", "zip", number)) for number, group in enumerate(sweep.zip)]
+    axes, seen = [], set[str]()
     for group, where in groups:
-        choices = {path: _choices(values, (*where, path), faults) for path, values in group.items()}
-        if len({len(options) for options in choices.values()}) > 1:
-            sizes = {path: len(options) for path, options in choices.items()}
-            faults.append(Fault(where, f"paths that move together need equally many values, got {sizes}"))
-            return
-        axes.append([list(step) for step in zip(*choices.values(), strict=True)])
-    if any(not axis for axis in axes):
-        return
-    for combination in itertools.product(*axes):
-        point = copy.deepcopy({key: value for key, value in tree.items() if key != "sweep"})
-        point["sweep"] = tree.get("sweep") or {}
-        values, blame = {}, {}
-        for path, label, value, where in itertools.chain.from_iterable(combination):
-            steps: Path_ = tuple(path.split("."))
-            if steps[0] in ("sweep", "generations", "replicates", "chunk", "seed", "name", "madness"):
-                faults.append(Fault(where, f"{steps[0]} belongs to the whole experiment and cannot be swept"))
-                return
-            try:
-                _put(point, steps, copy.deepcopy(value), merge=True)
-            except KeyError as error:
-                faults.append(Fault(where, str(error.args[0])))
-                return
-            values[path] = label
-            blame[steps] = where
-        yield values, point, blame
+        choices = {path: _choices(path, values, (*where, path), faults) for path, values in group.items()}
+        sizes = {path: len(options) for path, options in choices.items()}
+        if not group:
+            faults.append(Fault(where, "names no path; give key.path: [values] or remove it"))
+        elif all(sizes.values()) and len(set(sizes.values())) > 1:
+            faults.append(Fault(where, f"paths that move together need equally many values; got {_listed(sizes)}"))
+        else:
+            axes.append([list(step) for step in zip(*choices.values(), strict=False)])
+        faults += [Fault((*where, path), "is swept twice; keep one") for path in group if path in seen]
+        seen |= set(group)
+    return axes if len(faults) == before else None
 
 
-def _choices(values: Any, where: Path_, faults: list[Fault]) -> list[tuple[str, Any, Any, Path_]]:
-    path = str(where[-1])
+def _choices(path: str, values: Any, where: Path_, faults: list[Fault]) -> list[Setting]:
+    first = path.split(".")[0]
+    if first in WHOLE:
+        faults.append(Fault(where, f"{first} belongs to the whole experiment and cannot be swept"))
     if isinstance(values, dict) and values:
-        return [(path, str(label), override, (*where, str(label))) for label, override in values.items()]
+        return [Setting(path, label, override, (*where, label)) for label, override in values.items()]
     if isinstance(values, list) and values:
-        return [(path, json.dumps(v) if isinstance(v, list | dict) else v, v, (*where, i)) for i, v in enumerate(values)]
-    faults.append(Fault(where, f"an axis is a list of values or a mapping label -> override, and not empty; got {values!r}"))
+        labels = [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
+        return [Setting(path, label, value, (*where, i)) for i, (label, value) in enumerate(zip(labels, values, strict=True))]
+    allowed = "an axis is a list of values or a mapping label -> override, with one value at least"
+    faults.append(Fault(where, f"{allowed}; got {_shown(values)}"))
     return []
 
 
-def _blame_sweep(fault: Fault, axes: Mapping[Path_, Path_]) -> Fault:
-    for steps, where in axes.items():
-        if fault.path[: len(steps)] == steps:
-            return Fault(where, f"{dotted(fault.path)} {fault.text}")
+def _set(tree: dict[str, Any], settings: Sequence[Setting]) -> dict[str, Any]:
+    """The tree at a point of the sweep; sections are set before what is inside them."""
+    point = {key: value if key == "sweep" else copy.deepcopy(value) for key, value in tree.items()}
+    for setting in sorted(settings, key=lambda setting: len(setting.steps)):
+        _put(point, setting.steps, copy.deepcopy(setting.value), merge=True)
+    return point
+
+
+def _examined(tree: dict[str, Any]) -> tuple[Experiment | None, list[Fault]]:
+    """The experiment of a tree without a sweep, if it is sound, and all its faults."""
+    faults: list[Fault] = []
+    experiment = whole = _build(Experiment, tree, (), faults)
+    if experiment is None:  # parts that are sound by themselves may still not fit one another
+        broken = {fault.path[0] for fault in faults if fault.path}
+        rest = {key: value for key, value in tree.items() if key not in broken}
+        whole = _build(Experiment, rest | ({"generations": 1} if "generations" in broken else {}), (), [])
+    return experiment, faults + (check(whole) if whole else [])
+
+
+def _blamed(fault: Fault, settings: Sequence[Setting], source: Source) -> Fault:
+    """The fault at the place of the sweep where it was written; a fault of the unswept experiment as it is."""
+    for setting in settings:
+        n = len(setting.steps)
+        if fault.path[:n] != setting.steps:
+            continue
+        text = f"{dotted(fault.path)} {fault.text}"
+        if fault.unknown and len(fault.path) == n:
+            return Fault(setting.where[:-1], text)
+        written = (*setting.where, *fault.path[n:])
+        return fault if written not in source.lines and len(fault.path) > n and fault.path in source.lines else Fault(written, text)
     return fault
+
+
+def _overruled(source: Source, axes: Sequence[Sequence[Sequence[Setting]]]) -> Iterator[Fault]:
+    """Overrides on the command line of what the sweep sets."""
+    swept = {settings[0].where[:-1]: setting for axis in axes for setting in axis[0] for settings in [[setting]]}
+    given = [path for path, line in source.lines.items() if line is None and path[:1] != ("sweep",)]
+    for where, setting in swept.items():
+        for path in given:
+            if path == setting.steps:
+                yield Fault(path, f"is swept, and the sweep would win; override {dotted(where)}=[...] instead")
+
+
+def _check_points(points: Sequence[Point]) -> Iterator[Fault]:
+    seen = set[Any]()
+    for point in points:
+        key = tuple(point.values.items())
+        if key in seen:
+            yield Fault(("sweep",), f"names the point {_listed(point.values)} twice; keep one")
+        seen.add(key)
+    if points and points[0].experiment.madness is not None:
+        yield from _check_madness(points, points[0].experiment.madness)
+
+
+def _check_madness(points: Sequence[Point], rule: Madness) -> Iterator[Fault]:
+    experiment, swept = points[0].experiment, points[0].values
+    if rule.metric not in experiment.track:
+        yield Fault(("madness", "metric"), registry.unknown(rule.metric, list(experiment.track)))
+    elif experiment.track[rule.metric].every != 1:
+        yield Fault(("madness", "metric"), f"needs every generation; set track.{rule.metric}.every to 1")
+    if not swept:
+        yield Fault(("madness",), "compares the points of a sweep over the guidance, and there is no sweep; remove it or add one")
+    elif rule.guidance not in swept:
+        yield Fault(("madness", "guidance"), registry.unknown(rule.guidance, list(swept), "(the swept paths)"))
+    elif all(point.values[rule.guidance] != rule.standard for point in points):
+        yield Fault(("madness", "standard"), f"the sweep of {rule.guidance} must hold the standard value; got {rule.standard:g}")
+    if experiment.replicates < 2:
+        yield Fault(("replicates",), "must be >= 2 for intervals over replicates (madness); got 1")
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path}: {value}" for path, value in values.items())
+
+
+# Building --------------------------------------------------------------------------------------------------------------
+
+MISSING = "is missing; it has no default"
 
 
 def _build(cls: Any, options: Any, path: Path_, faults: list[Fault]) -> Any:
     """An instance of a component or of a user's class from a mapping; None, with faults, if it cannot be made."""
-    options = {} if options is None else {"kind": options} if isinstance(options, str) and _has_kind(cls) else options
-    if not isinstance(options, dict):
-        faults.append(Fault(path, f"must be a section of {', '.join(_fields(cls)) or 'options'}; got {options!r}"))
-        return None
     hints = _fields(cls)
+    options = {} if options is None else _section(options) if "kind" in hints else options
+    if not isinstance(options, dict):
+        faults.append(Fault(path, f"must be a section of {', '.join(hints) or 'options'}; got {_shown(options)}"))
+        return None
     before = len(faults)
     ready: dict[str, Any] = {}
     for key, value in options.items():
-        if key not in hints:
-            faults.append(Fault((*path, key), registry.unknown(key, list(hints))))
-        else:
+        if key in hints:
             ready[key] = _fill(hints[key], value, (*path, key), faults)
+        else:
+            text = registry.unknown(key, list(hints)) if hints else f"is not known: {cls.__name__} takes no options"
+            faults.append(Fault((*path, key), text, unknown=True))
     failed = {fault.path[len(path)] for fault in faults[before:] if len(fault.path) > len(path)}
-    try:
-        made = cls(**{key: value for key, value in ready.items() if key not in failed})
-    except ValidationError as error:
-        for item in error.errors():
-            if not item["loc"] or item["loc"][0] not in failed:
-                faults.append(_explain(item, path, hints))
-        return None
-    except (TypeError, ValueError) as error:
-        if not failed:
-            faults.append(Fault(path, f"{error}"))
-        return None
+    meant = {name for key in options if key not in hints for name in registry.nearest(key, list(hints))}
+    required = _required(cls) - set(options)
+    faults += [Fault((*path, name), MISSING) for name in sorted(required - meant)]
+    made = None if required else _made(cls, {k: v for k, v in ready.items() if k not in failed}, path, failed, faults)
     return made if len(faults) == before else None
+
+
+def _made(cls: Any, options: dict[str, Any], path: Path_, failed: set[Any], faults: list[Fault]) -> Any:
+    try:
+        made = cls(**options)
+    except ValidationError as error:
+        faults += _explained(error, path, options, failed)
+    except (TypeError, ValueError) as error:
+        faults += [] if failed else [_owned(str(error), path, options)]
+    else:
+        lost = [name for name in _fields(cls) if not hasattr(made, name)]
+        faults += [Fault(path, f"{cls.__name__} must keep {name} as an attribute, so that results can name it") for name in lost]
+        return made
+    return None
 
 
 def _fill(hint: Any, value: Any, path: Path_, faults: list[Fault]) -> Any:
@@ -359,53 +503,80 @@ def _fill(hint: Any, value: Any, path: Path_, faults: list[Fault]) -> Any:
     if origin is tuple and isinstance(value, list) and _plain(inner[0]) in SLOTS:
         return tuple(_fill(inner[0], item, (*path, number), faults) for number, item in enumerate(value))
     if origin is dict and _plain(inner[1]) in SLOTS:
-        if not isinstance(value, dict) or not value:
-            faults.append(Fault(path, f"must be a section name -> options and not empty; got {value!r}"))
-            return None
-        named = {key: item if isinstance(item, dict) and "kind" in item else {"kind": key, **(item or {})} for key, item in value.items()}
-        return {key: _fill(inner[1], item, (*path, key), faults) for key, item in named.items()}
+        return _named_members(_plain(inner[1]), value, path, faults)
     return value
 
 
+def _named_members(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> dict[str, Any] | None:
+    """name -> member; the name is the kind where no other is given."""
+    if not isinstance(value, dict) or not value:
+        faults.append(Fault(path, f"must be a section of name: options, with one name at least; got {_shown(value)}"))
+        return None
+    out = {}
+    for name, options in value.items():
+        options = _section(options)
+        if isinstance(options, dict):
+            out[name] = _member(slot, {"kind": name, **options}, (*path, name), faults)
+        else:
+            faults.append(Fault((*path, name), f"must be a section of options or empty; got {_shown(options)}"))
+    return out
+
+
 def _member(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> Any:
-    group = SLOTS[slot]
-    value = {"kind": value} if isinstance(value, str) else value
-    names = ", ".join(registry.KINDS[group])
-    if not isinstance(value, dict) or "kind" not in value:
-        faults.append(Fault(path, f"needs a kind, one of {names}; got {value!r}"))
+    group, value = SLOTS[slot], _section(value)
+    if not isinstance(value, dict) or value.get("kind") is None:
+        faults.append(Fault(path, f"needs a kind, one of {', '.join(sorted(registry.KINDS[group]))}; got {_shown(value)}"))
         return None
+    kind = str(value["kind"])
     try:
-        cls = registry.resolve(group, str(value["kind"]))
+        cls = registry.resolve(group, kind)
     except (LookupError, ImportError) as error:
-        here = path if group == "trackers" and path[-1] == value["kind"] else (*path, "kind")
-        faults.append(Fault(here, str(error.args[0])))
+        named = group == "trackers" and path[-1] == kind
+        faults.append(Fault(path if named else (*path, "kind"), str(error.args[0]), unknown=named))
         return None
-    made = _build(cls, {key: item for key, item in value.items() if key != "kind"}, path, faults)
-    if made is None:
-        return None
-    missing = [name for name in _methods(slot) if not hasattr(made, name)]
+    missing = [name for name in _methods(slot) if not hasattr(cls, name)]  # asked of the class: nothing foreign is called
     if missing:
-        faults.append(Fault(path, f"must offer {' and '.join(missing)}, and {value['kind']} does not"))
+        faults.append(Fault(path, f"must offer {' and '.join(missing)}, and {kind} does not{_fitting(slot)}"))
         return None
-    return made
+    return _build(cls, {key: item for key, item in value.items() if key != "kind"}, path, faults)
+
+
+def _fitting(slot: Any) -> str:
+    if slot is not Tunable:
+        return ""
+    kinds = [kind for kind in registry.KINDS["algorithms"] if all(hasattr(registry.resolve("algorithms", kind), m) for m in _methods(slot))]
+    return f"; {', '.join(kinds)} do"
 
 
 def _methods(slot: Any) -> list[str]:
-    return sorted(get_protocol_members(slot)) if is_protocol(slot) else ["due"]
-
-
-def _has_kind(cls: Any) -> bool:
-    return "kind" in _fields(cls)
+    return sorted(get_protocol_members(slot)) if is_protocol(slot) else ["due", "every", "replicates"]
 
 
 @lru_cache(maxsize=256)
 def _fields(cls: Any) -> dict[str, Any]:
     """Field names and their types: of a dataclass, or of the constructor of any other class."""
     if dataclasses.is_dataclass(cls):
-        hints = typing.get_type_hints(cls, include_extras=True)
-        return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-    parameters = list(inspect.signature(cls).parameters.values())
-    return {parameter.name: parameter.annotation for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD}
+        hints = _hints(cls)
+        return {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if field.init}
+    hints = _hints(cls.__init__)
+    return {name: hints.get(name, Any) for name in _parameters(cls)}
+
+
+def _required(cls: Any) -> set[str]:
+    """Fields without a default."""
+    return {name for name, parameter in _parameters(cls).items() if parameter.default is inspect.Parameter.empty}
+
+
+def _parameters(cls: Any) -> dict[str, inspect.Parameter]:
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: parameter for name, parameter in inspect.signature(cls).parameters.items() if parameter.kind in named}
+
+
+def _hints(of: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(of, include_extras=True)
+    except NameError:  # a user's annotations that exist for the type checker alone
+        return {}
 
 
 def _plain(hint: Any) -> Any:
@@ -418,103 +589,179 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
-def _explain(item: Any, path: Path_, hints: Mapping[str, Any]) -> Fault:
-    """A fault in our words from one of pydantic's."""
-    loc = tuple(step for step in item["loc"] if isinstance(step, int) or step in hints or not item["loc"].index(step))
-    given = item.get("input")
-    kind = item["type"]
-    if kind == "missing":
-        return Fault((*path, *loc), "is missing; it has no default")
-    if kind == "literal_error":
-        names = re.findall(r"'([^']*)'", item["ctx"]["expected"])
-        return Fault((*path, *loc), registry.unknown(str(given), names))
-    if kind in ("value_error", "assertion_error"):
-        return Fault((*path, *loc), str(item["ctx"]["error"]))
-    text = re.sub(r"^(Input|Value) should (be )?", "must be ", str(item["msg"]))
-    text = re.sub(r"^must be a valid ", "must be a ", text).replace("greater than or equal to", ">=").replace("less than or equal to", "<=")
-    text = text.replace("greater than", ">").replace("less than", "<")
-    return Fault((*path, *loc), f"{text}; got {given!r}")
+# Explaining ------------------------------------------------------------------------------------------------------------
+
+ALLOWED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a text (quote it)",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a section key: value",
+    "greater_than": "> {gt}",
+    "greater_than_equal": ">= {ge}",
+    "less_than": "< {lt}",
+    "less_than_equal": "<= {le}",
+    "literal_error": "one of {expected}",
+}
+"""The faults that pydantic finds, in our words."""
 
 
-# Checking what single fields cannot know -----------------------------------------------------------------------------------
+def _explained(error: ValidationError, path: Path_, options: Mapping[str, Any], failed: set[Any]) -> list[Fault]:
+    """pydantic's faults in our words; the branches of a union become one fault."""
+    found: dict[Path_, list[str]] = {}
+    given: dict[Path_, Any] = {}
+    out = []
+    for item in error.errors():
+        loc: Path_ = tuple(step for step in item["loc"] if isinstance(step, int) or step == item["loc"][0])
+        context = item.get("ctx", {})
+        if loc and loc[0] in failed:
+            continue
+        if item["type"] in ("value_error", "assertion_error"):
+            out.append(_owned(str(context["error"]), (*path, *loc), {} if loc else options))
+        elif item["type"] != "too_short":
+            expected = ALLOWED.get(item["type"], f"such that: {item['msg']}").format(**context)
+            found.setdefault(loc, []).append(expected.replace("'", "").replace(" or ", ", "))
+            given[loc] = item["input"]
+        elif len(item["input"]) < context["min_length"]:  # else items failed of which pydantic has told already
+            out.append(Fault((*path, *loc), f"must hold {context['min_length']} or more values; got {_shown(item['input'])}"))
+    for loc, allowed in found.items():
+        words = re.findall(r"\w+", " ".join(text.removeprefix("one of ") for text in allowed if text.startswith("one of ")))
+        near = registry.nearest(given[loc], words) if isinstance(given[loc], str) else []
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        out.append(Fault((*path, *loc), f"must be {' or '.join(allowed)}; got {_shown(given[loc])}{hint}"))
+    return out
+
+
+def _owned(text: str, path: Path_, options: Mapping[str, Any]) -> Fault:
+    """A fault at the first of the options that its text speaks of."""
+    named = [name for name in re.findall(r"\w+", text) if name in options]
+    return Fault((*path, named[0]), text.removeprefix(f"{named[0]} ")) if named else Fault(path, text)
+
+
+def _shown(value: Any) -> str:
+    """A value as it would be written."""
+    if value is None or isinstance(value, bool):
+        return "nothing" if value is None else str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# Checking what single fields cannot know ---------------------------------------------------------------------------------
 
 
 def check(experiment: Experiment) -> list[Fault]:
     """Parts that do not fit one another, found before anything runs."""
-    faults: list[Fault] = []
-    algorithm, mix = experiment.algorithm, experiment.mix
-    gives = getattr(algorithm, "gives", None)
+    return [
+        *_check_nesting(experiment.algorithm, ("algorithm",)),
+        *_check_trackers(experiment),
+        *(_check_statistics(experiment) if experiment.statistics else ()),
+        *_check_mix(experiment),
+        *_check_sizes(experiment),
+    ]
 
-    def lacks(what: frozenset[str], path: Path_, who: str, remedy: str) -> None:
-        for name in sorted(what - (gives if gives is not None else what)):
-            faults.append(Fault(path, f"{who} needs {GIVES[name]}, and {_kind_of(algorithm)} gives none; {remedy}"))
 
+def _lacks(thing: Any, what: frozenset[str]) -> list[str]:
+    """What it does not give, as far as it says what it gives."""
+    gives = getattr(thing, "gives", None)
+    return sorted(what - gives) if gives is not None else []
+
+
+def _check_nesting(algorithm: Any, path: Path_) -> Iterator[Fault]:
     inner = getattr(algorithm, "algorithm", None)
-    if inner is not None and hasattr(inner, "gives"):
-        for name in sorted(getattr(algorithm, "needs", frozenset()) - inner.gives):
-            faults.append(Fault(("algorithm", "algorithm"), f"{_kind_of(algorithm)} needs {GIVES[name]}, and {_kind_of(inner)} gives none"))
-    for name, tracker in experiment.track.items():
-        lacks(getattr(tracker, "needs", frozenset()), ("track", name), name, "remove this tracker")
-        for need in sorted(getattr(tracker, "needs_source", frozenset()) - getattr(experiment.real, "gives", frozenset())):
-            faults.append(
-                Fault(("track", name), f"needs real data with {GIVES[need]}, and {_kind_of(experiment.real)} has none; remove it")
-            )
-    if experiment.statistics:
-        lacks(frozenset({"draw"}), ("statistics",), "statistics: true", "set statistics: false")
-        if mix.curators:
-            faults.append(Fault(("mix", "curators"), "curators look at points, and statistics: true has none; set statistics: false"))
-        if mix.type.subsample:
-            faults.append(Fault(("mix", "kind"), "accumulate_subsample draws from a pool of points; set statistics: false"))
-        if "draw" not in getattr(experiment.real, "gives", frozenset({"draw"})):
-            faults.append(Fault(("statistics",), f"{_kind_of(experiment.real)} gives points; set statistics: false"))
-    if mix.bias != 1:
-        lacks(frozenset({"biased"}), ("mix", "bias"), "mix.bias", "set it to 1")
-    if mix.warm is not None and not isinstance(algorithm, Tunable):
-        faults.append(Fault(("mix", "warm"), f"fine-tunes the last model, and {_kind_of(algorithm)} cannot be tuned; remove it"))
-    rows = getattr(experiment.real, "rows", None)
-    needed = mix.real_rows(experiment.generations)
-    if rows is not None and needed > rows:
-        faults.append(
-            Fault(("mix", "n_real"), f"{experiment.generations} generations of this loop use {needed} real rows, and the data set has {rows} for training; use fewer")
-        )
-    least = getattr(algorithm, "least_points", None)
-    if least is not None:
-        d = getattr(experiment.real, "d", None)
-        sizes = {"n_real": min(mix.n_real)}
-        if mix.type.real == "none":
-            sizes["n_synthetic"] = min(mix.synthetic_size(g) for g in range(2, experiment.generations + 1)) if experiment.generations > 1 else sizes["n_real"]
-        for field, n in sizes.items():
-            if d is not None and n < least(d):
-                faults.append(Fault(("mix", field), f"must be at least {least(d)} to fit {_kind_of(algorithm)} in d = {d} dimensions; got {n}"))
-    return faults
-
-
-def _check_madness(points: Sequence[Point], source: Source) -> None:
-    rule = points[0].experiment.madness
-    if rule is None:
+    if inner is None:
         return
-    faults = []
-    if rule.metric not in points[0].experiment.track:
-        faults.append(Fault(("madness", "metric"), registry.unknown(rule.metric, list(points[0].experiment.track))))
-    elif points[0].experiment.track[rule.metric].every != 1:
-        faults.append(Fault(("madness", "metric"), f"needs every generation; set track.{rule.metric}.every to 1"))
-    if rule.guidance not in points[0].values:
-        faults.append(Fault(("madness", "guidance"), registry.unknown(rule.guidance, list(points[0].values), "(the swept paths)")))
-    elif all(point.values[rule.guidance] != rule.standard for point in points):
-        faults.append(Fault(("madness", "standard"), f"the sweep of {rule.guidance} must hold the standard value {rule.standard}"))
-    if points[0].experiment.replicates < 2:
-        faults.append(Fault(("replicates",), "intervals over replicates need at least two; got 1"))
-    if faults:
-        raise ConfigError(faults, source)
+    for name in _lacks(inner, getattr(algorithm, "needs", frozenset())):
+        text = f"{_kind_of(algorithm)} needs {GIVES[name]}, and {_kind_of(inner)} gives none; use another kind"
+        yield Fault((*path, "algorithm"), text)
+    yield from _check_nesting(inner, (*path, "algorithm"))
+
+
+def _check_trackers(experiment: Experiment) -> Iterator[Fault]:
+    for name, tracker in experiment.track.items():
+        for need in _lacks(experiment.algorithm, getattr(tracker, "needs", frozenset())):
+            yield Fault(("track", name), f"needs {GIVES[need]}, and {_kind_of(experiment.algorithm)} gives none; remove this tracker")
+        for need in sorted(getattr(tracker, "needs_source", frozenset()) - getattr(experiment.real, "gives", frozenset())):
+            text = f"needs real data with {GIVES[need]}, and {_kind_of(experiment.real)} has none; remove this tracker"
+            yield Fault(("track", name), text)
+
+
+def _check_statistics(experiment: Experiment) -> Iterator[Fault]:
+    points = "set statistics: false"
+    for _ in _lacks(experiment.algorithm, frozenset({"draw"})):
+        yield Fault(("statistics",), f"true needs {GIVES['draw']}, and {_kind_of(experiment.algorithm)} gives none; {points}")
+    for _ in _lacks(experiment.real, frozenset({"draw"})):
+        yield Fault(("statistics",), f"true needs {GIVES['draw']}, and the real data ({_kind_of(experiment.real)}) has none; {points}")
+    if experiment.mix.curators:
+        yield Fault(("mix", "curators"), f"look at points, and statistics: true has none; {points}")
+    if experiment.mix.type.subsample:
+        yield Fault(("mix", "kind"), f"accumulate_subsample draws from a pool of points, and statistics: true has none; {points}")
+
+
+def _check_mix(experiment: Experiment) -> Iterator[Fault]:
+    algorithm, mix = experiment.algorithm, experiment.mix
+    if mix.bias != 1:
+        for _ in _lacks(algorithm, frozenset({"biased"})):
+            yield Fault(("mix", "bias"), f"{_kind_of(algorithm)} has no sampling bias; set it to 1")
+    if mix.warm is not None and not isinstance(algorithm, Tunable):
+        yield Fault(("mix", "warm"), f"fine-tunes the last model, and {_kind_of(algorithm)} cannot be tuned; remove it")
+    largest = getattr(algorithm, "largest_budget", None)
+    if mix.warm is not None and largest is not None and mix.warm > largest:
+        yield Fault(("mix", "warm"), f"must be <= {largest:g}, the whole way to the new fit; got {mix.warm:g}")
+    rows, needed = getattr(experiment.real, "rows", None), mix.real_rows(experiment.generations)
+    if rows is not None and needed > rows:
+        uses = f"{experiment.generations} generations of this {mix.kind} loop use {needed} real rows"
+        yield Fault(("mix", "n_real"), f"{uses}, and {_kind_of(experiment.real)} has {rows} for training; use fewer")
+
+
+def _check_sizes(experiment: Experiment) -> Iterator[Fault]:
+    """Fits of fewer points than the algorithm can take."""
+    mix, d = experiment.mix, getattr(experiment.real, "d", None)
+    least = _least_points(experiment.algorithm)
+    if least is None or d is None:
+        return
+    sizes: dict[Path_, int] = {("mix", "n_real"): mix.real_size(1)}
+    later = [
+        mix.synthetic_size(g) + (0 if mix.type.real == "none" else mix.real_size(g)) for g in range(2, experiment.generations + 1)
+    ]
+    sizes[("mix", "n_synthetic")] = min(later, default=mix.real_size(1))
+    thing, path = experiment.algorithm, ("algorithm",)
+    while thing is not None:  # the auxiliary of a wrapper is fitted too
+        if hasattr(thing, "algorithm") and hasattr(thing, "n_synthetic"):
+            sizes[(*path, "n_synthetic")] = thing.n_synthetic
+        thing, path = getattr(thing, "algorithm", None), (*path, "algorithm")
+    for field, n in sizes.items():
+        if n < least(d):
+            who = f"{_kind_of(experiment.algorithm)} in d = {d} dimension{'s' if d > 1 else ''}"
+            yield Fault(field, f"must be >= {least(d)} points for a fit of {who}; got {n}")
+
+
+def _least_points(algorithm: Any) -> Any:
+    if algorithm is None or hasattr(algorithm, "least_points"):
+        return getattr(algorithm, "least_points", None)
+    return _least_points(getattr(algorithm, "algorithm", None))
 
 
 def _kind_of(thing: Any) -> str:
-    target = f"{type(thing).__module__}:{type(thing).__name__}"
-    names = {value: name for group in registry.KINDS.values() for name, value in group.items()}
-    return names.get(target, type(thing).__name__)
+    """The registered name of its class, or the name of the class."""
+    return _registered().get(_target(thing), type(thing).__name__)
 
 
-# Describing ---------------------------------------------------------------------------------------------------------------
+def _target(thing: Any) -> str:
+    return f"{type(thing).__module__}:{type(thing).__name__}"
+
+
+@lru_cache(maxsize=1)
+def _registered() -> dict[str, str]:
+    return {target: name for group in registry.KINDS.values() for name, target in group.items()}
+
+
+# Describing ------------------------------------------------------------------------------------------------------------
 
 
 def describe(thing: Any, without_sampling: bool = False) -> Any:
@@ -522,14 +769,16 @@ def describe(thing: Any, without_sampling: bool = False) -> Any:
 
     without_sampling: leave out the fields of `thing` itself that act only when its models are sampled.
     """
+    if hasattr(thing, "tolist"):
+        return thing.tolist()
     if isinstance(thing, Mapping):
         return {str(key): describe(value) for key, value in thing.items()}
     if isinstance(thing, list | tuple):
         return [describe(value) for value in thing]
-    if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
-        return thing if isinstance(thing, str | int | float | bool | None) else {"kind": _path_of(thing)}
+    if isinstance(thing, str | int | float | bool | None):
+        return thing
     hints = _fields(type(thing))
-    out: dict[str, Any] = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": _path_of(thing)}
+    out = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": _registered().get(_target(thing), _target(thing))}
     for name, hint in hints.items():
         if not (without_sampling and AT_SAMPLING in typing.get_args(hint)):
             out[name] = describe(getattr(thing, name))
@@ -539,17 +788,26 @@ def describe(thing: Any, without_sampling: bool = False) -> Any:
 _SECTIONS = (Experiment, Sweep, Mix, Madness)
 
 
-def _path_of(thing: Any) -> str:
-    name = _kind_of(thing)
-    return name if any(name in group for group in registry.KINDS.values()) else f"{type(thing).__module__}:{type(thing).__name__}"
+def resolved(source: Source, points: Sequence[Point]) -> dict[str, Any]:
+    """The experiment with every default filled in, to be read back by `load`; what the sweep sets stays as it was written."""
+    tree: dict[str, Any] = describe(points[0].experiment)
+    for path in sorted(points[0].values, key=len):
+        steps: Path_ = tuple(path.split("."))
+        if steps[-1] == "kind" and len(steps) == 2 and steps[0] != "mix" or steps[-1] == "kind" and len(steps) > 2:
+            steps = steps[:-1]  # the options of one kind are not those of another
+        try:
+            _put(tree, steps, copy.deepcopy(_get(source.tree, steps)))
+        except LookupError:
+            _get(tree, steps[:-1]).pop(steps[-1], None)
+    return tree
 
 
 def fit_key(point: Point) -> str:
     """Points with one key share the fit of generation 1: all that shapes it, and nothing that acts at sampling."""
     experiment = point.experiment
     shared = point.key if experiment.sweep.independent else ""
-    parts = [describe(experiment.real), describe(experiment.mix), describe(experiment.algorithm, without_sampling=True), experiment.statistics]
-    return json.dumps([shared, parts], sort_keys=True)
+    algorithm = describe(experiment.algorithm, without_sampling=True)
+    return json.dumps([shared, describe(experiment.real), describe(experiment.mix), algorithm, experiment.statistics], sort_keys=True)
 
 
 def groups(points: Sequence[Point]) -> list[list[Point]]:
