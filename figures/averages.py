@@ -2,8 +2,8 @@
 
     mean = 1/R sum_r x_r^p,      error = std_r(x_r^p) / sqrt(R),      std with R - 1
 
-for a metric x, its power p and R replicates, in the units of x^p. A band of half-width `error` holds the true mean in two of three
-generations. Replicates are independent, generations of one curve are not: neighbours err to the same side.
+for a metric x, its power p and R replicates, in the units of x^p. A band of half-width `error` holds the true mean in
+two of three generations. Replicates are independent, generations of one curve are not: neighbours err to the same side.
 """
 
 from collections.abc import Mapping, Sequence

@@ -25,7 +25,7 @@ def kept(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(results: Path) -> Figure:
-    """Frechet distance and total variation of the classes over generations; the shares of the classes in one loop of each type."""
+    """Frechet distance and total variation of the classes over generations; their shares in one loop of each type."""
     table = kept(read(results, [KIND], METRICS)).astype({"value": float})
     settings: dict[str, Any] = configuration(results)
     mean = averages(table, {name: 1 for name in METRICS})
@@ -53,7 +53,8 @@ def draw(results: Path) -> Figure:
     runs = table["replicate"].nunique()
     note(
         figure,
-        f"Curves and bands in (a), (b): mean of {runs} loops ± 1 standard error; {settings['track']['frechet']['n']} digits a side in (a), {drawn} in (b).\n"
+        f"Curves and bands in (a), (b): mean of {runs} loops ± 1 standard error; "
+        f"{settings['track']['frechet']['n']} digits a side in (a), {drawn} in (b).\n"
         f"(c), (d): the first of the {runs} loops, the digits named at the right.",
     )
     return figure

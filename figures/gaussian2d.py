@@ -77,8 +77,9 @@ def draw(results: Path) -> Figure:
     )
     note(
         figure,
-        f"Mean of {runs} replicates. (a) and bands: ± 1 standard error. (b), (c): mean of the last {min(RULE.tail, generations)} of "
-        f"{generations} generations, {RULE.confidence:.0%} bootstrap\nintervals; at the right $n_s$, synthetic points a generation. "
+        f"Mean of {runs} replicates. (a) and bands: ± 1 standard error. (b), (c): mean of the last "
+        f"{min(RULE.tail, generations)} of {generations} generations, {RULE.confidence:.0%} bootstrap\nintervals; "
+        "at the right $n_s$, synthetic points a generation. "
         r"Colour: class of mitigation over the start, $\mathcal{G}^1_\omega$ own, $\mathcal{G}^1_0$ standard.",
     )
     return figure
@@ -101,9 +102,10 @@ def _draw_end(axes: Axes, found: dict[Point, dict[str, Verdict]], sizes: list[in
         verdicts = [found[n, omega][which] for omega in omegas]
         axes.plot(omegas, [v.ratio for v in verdicts], color="0.75", linewidth=1, zorder=1)
         for omega, v in zip(omegas, verdicts, strict=True):
+            bars = [[v.ratio - v.low], [v.high - v.ratio]]
             axes.errorbar(
-                omega, v.ratio, [[v.ratio - v.low], [v.high - v.ratio]], color=CLASS_COLOURS[v.kind], marker=MARKERS[number % 6], markersize=4, capsize=2,
-            )  # fmt: skip
+                omega, v.ratio, bars, color=CLASS_COLOURS[v.kind], marker=MARKERS[number % 6], markersize=4, capsize=2
+            )
     reference(axes, 1.0)
     axes.set(xlabel=r"guidance $\omega$", ylabel=rf"$E[W_2(\mathcal{{G}}^\infty_\omega)]\,/\,{START[which]}$", xticks=omegas)
     axes.margins(y=0.08)
@@ -117,7 +119,7 @@ def _draw_course(
         ratio = w2[n, omega] / w2[n, omega if which == "own" else omegas[0]][:, 0].mean()
         runs, generations = ratio.shape
         t = spaced(generations, 14)
-        at = Course(t, ratio[:, t - 1].mean(axis=0), ratio[:, t - 1].std(axis=0, ddof=1) / np.sqrt(runs))
+        at = Course(t.astype(float), ratio[:, t - 1].mean(axis=0), ratio[:, t - 1].std(axis=0, ddof=1) / np.sqrt(runs))
         colour = CLASS_COLOURS[found[n, omega][which].kind]
         look = {
             "linestyle": DASHES[number % 5],

@@ -1,13 +1,13 @@
 """The law omega * eta = 1, from the results of experiments/omega_eta.yaml.
 
-How the best guidance is read off saved distances. With the mean m of the guided law and its standard deviation s, in one dimension,
+How the best guidance is read off saved distances. With mean m and standard deviation s of the guided law, in one dimension,
 
     W_2(x)^2 = m^2 + (s(x) - s_0)^2,      x = omega * eta,
 
-and s is smooth in x, nearly a quadratic (ln s is one up to the third order). So W_2^2, not W_2 with its kink, is fitted by a polynomial
-of degree four over |x - x_min| <= .3, x_min the best point of the grid, by least squares, one fit a replicate; the best x is where it is
-least. A parabola would lean to one side: it has no room for the cubic term that the curvature of s brings. The replicates' best x give
-mean and standard error. Replicates share their random numbers across the sweep, so the points of one N move up and down together.
+and s is smooth in x, nearly a quadratic. So W_2^2, not W_2 with its kink, is fitted by a polynomial of degree four over
+|x - x_min| <= .3, x_min the best point of the grid, by least squares, one fit a replicate; the best x is where it is least. A
+parabola leans to one side: it has no room for the cubic term that the curvature of s brings. The replicates' best x give mean
+and standard error. Replicates share their random numbers across the sweep: the points of one N move up and down together.
 """
 
 from pathlib import Path
@@ -16,14 +16,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from figures.averages import configuration, only, read
 from figures.style import COLOURS, MARKERS, ORDERED, THEORY, WIDTH, note, reference
 from selfloop import theory
 from selfloop.measure import Array
-from selfloop.report import curves, mean_and_error
+from selfloop.report import mean_and_error
 
 STEPS, ETA, OMEGA = "algorithm.algorithm.sampler.steps", "algorithm.budget", "algorithm.omega"
 
@@ -34,7 +33,7 @@ def kept(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(x: Array, w2: Array, reach: float = 0.3) -> float:
-    """The x at which W_2 is least: the minimum of a polynomial of degree four through W_2^2 within `reach` of the smallest value.
+    """The x at which W_2 is least: the minimum of a polynomial of degree four in x, fitted to W_2^2 within `reach` of it.
 
     Shapes: x, w2 (k,), x increasing. Raises ValueError for fewer than five points within reach.
     """
@@ -67,8 +66,10 @@ def draw(results: Path) -> Figure:
     _draw_best(right, table, numbers, etas, steps)
     note(
         figure,
-        f"Points: mean of {runs} replicates of {settings['mix']['n_real'][0]:,} points; bars ± 1 standard error (points of one N share their random numbers,\n"
-        "and so their error). Lines: closed form for N steps. $\\eta$: how far the auxiliary went from the base to the fit of its samples.",
+        f"Points: mean of {runs} replicates of {settings['mix']['n_real'][0]:,} points; "
+        "bars ± 1 standard error (points of one N share their random numbers,\n"
+        "and so their error). Lines: closed form for N steps. "
+        "$\\eta$: how far the auxiliary went from the base to the fit of its samples.",
     )
     return figure
 
@@ -76,9 +77,8 @@ def draw(results: Path) -> Figure:
 def _draw_distance(axes: Axes, table: pd.DataFrame, etas: list[float], steps: theory.Steps) -> None:
     for number, eta in enumerate(etas):
         x, w2 = _swept(table, steps.steps, eta)
-        axes.plot(
-            x, w2.mean(axis=0), color=ORDERED[number % 5], linestyle="", marker=MARKERS[number % 6], markersize=4, label=rf"$\eta$ = {eta:g}",
-        )  # fmt: skip
+        look = {"color": ORDERED[number % 5], "marker": MARKERS[number % 6], "markersize": 4, "linestyle": ""}
+        axes.plot(x, w2.mean(axis=0), label=rf"$\eta$ = {eta:g}", **look)
         grid = np.linspace(0, x[-1], 200)
         axes.plot(grid, [_distance(eta, c / eta, steps) for c in grid], color=ORDERED[number % 5], linewidth=0.9)
     axes.axvline(1, color="0.6", linewidth=0.8, zorder=0)

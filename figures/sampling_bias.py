@@ -62,8 +62,10 @@ def draw(results: Path) -> Figure:
     _draw_limit(panels["D"], table, biases, n, v0)
     note(
         figure,
-        f"Curves and bands: mean of {replicates(table)} loops ± 1 standard error; dashed: closed form. {n} real points, {n} synthetic ones\n"
-        r"drawn from $\mathcal{N}(\mu_t, \lambda V_t)$. In (d) the simulation is the last generation of (c); its bars are smaller than the markers.",
+        f"Curves and bands: mean of {replicates(table)} loops ± 1 standard error; dashed: closed form. "
+        f"{n} real points, {n} synthetic ones\n"
+        r"drawn from $\mathcal{N}(\mu_t, \lambda V_t)$. In (d) the simulation is the last generation of (c); "
+        "its bars are smaller than the markers.",
     )
     return figure
 
@@ -71,13 +73,14 @@ def draw(results: Path) -> Figure:
 def _draw_limit(axes: Axes, table: pd.DataFrame, biases: list[float], n: int, v0: float) -> None:
     ends = [course(table, "variance", {KIND: "fresh", BIAS: bias}) for bias in biases]
     grid = np.linspace(min(min(biases), 0.5) - 0.1, 1.0, 100)
-    axes.plot(grid, [theory.fresh_fixed_point(n, n, bias).variance for bias in grid], **THEORY, label=f"closed form, $n$ = {n}")
+    axes.plot(
+        grid, [float(theory.fresh_fixed_point(n, n, bias).variance) for bias in grid], **THEORY, label=f"closed form, $n$ = {n}"
+    )
     limit = theory.fresh_variance_limit(0.5, grid)
     axes.plot(grid, limit, color="0.6", linewidth=1.1, label=r"$n = \infty$: $(1 - f)/(1 - f\lambda)$, $f = 1/2$", zorder=1)
-    axes.errorbar(
-        biases, [at.mean[-1] / v0 for at in ends], [at.error[-1] / v0 for at in ends],
-        color=COLOURS[0], linestyle="", marker="o", markersize=5, capsize=2, label=f"simulation, $t$ = {ends[0].generation[-1]:g}",
-    )  # fmt: skip
+    look = {"color": COLOURS[0], "linestyle": "", "marker": "o", "markersize": 5, "capsize": 2}
+    mean, error = [at.mean[-1] / v0 for at in ends], [at.error[-1] / v0 for at in ends]
+    axes.errorbar(biases, mean, error, label=f"simulation, $t$ = {ends[0].generation[-1]:g}", **look)
     axes.set(xlabel=r"sampling bias $\lambda$", ylabel=r"$E[V_\infty]$  (units of $V_0$)", ylim=(0.6, 1.03))
     axes.set_title(r"(d) Fresh: what is kept in the end")
     axes.legend(loc="upper left")

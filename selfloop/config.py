@@ -160,9 +160,13 @@ def read(file: Path, overrides: Sequence[str] = ()) -> Source:
     tree, node = _parsed(file)
     if not isinstance(tree, dict):
         given = "nothing" if tree is None else f"a {type(tree).__name__}"
-        raise ConfigError([Fault((), f"{file}: an experiment is a mapping of sections (real:, mix:, algorithm:, ...); got {given}")])
+        raise ConfigError(
+            [Fault((), f"{file}: an experiment is a mapping of sections (real:, mix:, algorithm:, ...); got {given}")]
+        )
     lines: dict[Path_, int | None] = {}
-    faults = [Fault(path, f"is given twice, the second time in line {line}; keep one") for path, line in _lines(node, (), lines)]
+    faults = [
+        Fault(path, f"is given twice, the second time in line {line}; keep one") for path, line in _lines(node, (), lines)
+    ]
     for override in overrides:
         path, sign, value = override.partition("=")
         steps = tuple(path.strip().split("."))
@@ -178,7 +182,7 @@ def read(file: Path, overrides: Sequence[str] = ()) -> Source:
 def _parsed(file: Path) -> tuple[Any, Any]:
     try:
         text = file.read_text(encoding="utf-8")
-        return yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)  # noqa: S506, a SafeLoader
+        return yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)
     except OSError as error:
         raise ConfigError([Fault((), f"cannot read {file}: {error.strerror}; give the path of a YAML file")]) from error
     except UnicodeDecodeError as error:
@@ -200,10 +204,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        anchor = self.peek_event().anchor if self.check_event(yaml.AliasEvent) else None
-        node = super().compose_node(parent, index)
-        if anchor is not None and not hasattr(node, "end_mark") or getattr(node, "end_mark", None) is None:
-            raise yaml.composer.ComposerError(None, None, f"the alias *{anchor} stands inside what it names", self.peek_event().start_mark)
+        alias: Any = self.peek_event() if self.check_event(yaml.AliasEvent) else None  # type: ignore[no-untyped-call]
+        node: Any = super().compose_node(parent, index)
+        if alias is not None and node.end_mark is None:
+            raise yaml.MarkedYAMLError(
+                problem=f"the alias *{alias.anchor} is inside what it names", problem_mark=alias.start_mark
+            )
         return node
 
 
@@ -236,15 +242,16 @@ def _lines(node: Any, path: Path_, lines: dict[Path_, int | None]) -> Iterator[t
 
 def _value(text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506, a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise KeyError("the value is not YAML; quote it") from error
 
 
 def _lay(tree: dict[str, Any], lines: dict[Path_, int | None], steps: tuple[str, ...], value: Any) -> None:
     """Lay an override over the tree; from then on its path, and all below it, stands on the command line."""
-    whole = {("sweep", "grid"): 2, ("sweep", "zip"): 3}.get(steps[:2], len(steps))  # the keys of a sweep are dotted paths
-    steps = (*steps[:whole], ".".join(steps[whole:])) if len(steps) > whole else steps
+    whole = 2 if steps[:2] == ("sweep", "grid") else 3 if steps[:2] == ("sweep", "zip") else len(steps)
+    if len(steps) > whole:  # the keys of a sweep are dotted paths themselves
+        steps = (*steps[:whole], ".".join(steps[whole:]))
     path = _put(tree, steps, value)
     for known in [known for known in lines if known[: len(path)] == path]:
         del lines[known]
@@ -320,21 +327,24 @@ def load(source: Source) -> list[Point]:
     tree = {"name": Path(source.file).stem, **source.tree}
     sweep = _build(Sweep, tree.get("sweep"), ("sweep",), faults)
     axes = _axes(sweep, faults) if sweep else None
-    points = []
     if axes is None:  # check the rest of the file all the same; a sweep may hold what it lacks
         faults += [fault for fault in _examined(tree | {"sweep": None})[1] if fault.text != MISSING]
-    else:
-        faults += _overruled(source, axes)
-        for settings in itertools.product(*axes):
-            chosen = [setting for step in settings for setting in step]
-            values = {setting.path: setting.label for setting in chosen}
-            try:
-                experiment, found = _examined(_set(tree, chosen))
-            except KeyError as error:
-                experiment, found = None, [Fault(chosen[0].where[:-1], str(error.args[0]))]
-            faults += [_blamed(fault, chosen, source) for fault in found]
-            points += [Point(values, experiment)] if experiment else []
-    faults += _check_points(points)
+        raise ConfigError(faults, source)
+    points, rows, trees = [], [], []
+    for settings in itertools.product(*axes):
+        chosen = [setting for step in settings for setting in step]
+        rows.append({setting.path: setting.label for setting in chosen})
+        try:
+            trees.append(_set(tree, chosen))
+        except KeyError as error:
+            faults.append(Fault(chosen[0].where[:-1], str(error.args[0])))
+            continue
+        experiment, found = _examined(trees[-1])
+        faults += [_blamed(fault, chosen, source) for fault in found]
+        points += [Point(rows[-1], experiment)] if experiment else []
+    faults += [*_check_overrides(source, axes, trees), *_check_rows(rows)]
+    if points and points[0].experiment.madness is not None:
+        faults += _check_madness(points[0].experiment, points[0].experiment.madness, rows)
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)), source)
     return points
@@ -403,43 +413,58 @@ def _blamed(fault: Fault, settings: Sequence[Setting], source: Source) -> Fault:
         if fault.unknown and len(fault.path) == n:
             return Fault(setting.where[:-1], text)
         written = (*setting.where, *fault.path[n:])
-        return fault if written not in source.lines and len(fault.path) > n and fault.path in source.lines else Fault(written, text)
+        return (
+            fault
+            if written not in source.lines and len(fault.path) > n and fault.path in source.lines
+            else Fault(written, text)
+        )
     return fault
 
 
-def _overruled(source: Source, axes: Sequence[Sequence[Sequence[Setting]]]) -> Iterator[Fault]:
-    """Overrides on the command line of what the sweep sets."""
-    swept = {settings[0].where[:-1]: setting for axis in axes for setting in axis[0] for settings in [[setting]]}
-    given = [path for path, line in source.lines.items() if line is None and path[:1] != ("sweep",)]
-    for where, setting in swept.items():
-        for path in given:
-            if path == setting.steps:
-                yield Fault(path, f"is swept, and the sweep would win; override {dotted(where)}=[...] instead")
+def _check_overrides(
+    source: Source, axes: Sequence[Sequence[Sequence[Setting]]], trees: Sequence[dict[str, Any]]
+) -> Iterator[Fault]:
+    """Overrides on the command line that the sweep would undo."""
+    swept = {setting.steps: setting.where[:-1] for axis in axes for setting in axis[0]}
+    for path in [path for path, line in source.lines.items() if line is None and path[0] != "sweep"]:
+        if path in swept:
+            yield Fault(path, f"is swept, and the sweep would win; override {'.'.join(map(str, swept[path]))}=[...] instead")
+        elif trees and not any(_holds(tree, path, _get(source.tree, path)) for tree in trees):
+            yield Fault(path, "is undone by the sweep, which replaces its section at every point; override the sweep instead")
 
 
-def _check_points(points: Sequence[Point]) -> Iterator[Fault]:
+def _holds(tree: dict[str, Any], path: Path_, value: Any) -> bool:
+    try:
+        there = _get(tree, path)
+    except (LookupError, TypeError):
+        return False
+    return bool(there == value) or isinstance(value, str | dict)  # a section may have been merged into
+
+
+def _check_rows(rows: Sequence[dict[str, Any]]) -> Iterator[Fault]:
     seen = set[Any]()
-    for point in points:
-        key = tuple(point.values.items())
+    for row in rows:
+        key = tuple(row.items())
         if key in seen:
-            yield Fault(("sweep",), f"names the point {_listed(point.values)} twice; keep one")
+            yield Fault(("sweep",), f"names the point {_listed(row)} twice; keep one")
         seen.add(key)
-    if points and points[0].experiment.madness is not None:
-        yield from _check_madness(points, points[0].experiment.madness)
 
 
-def _check_madness(points: Sequence[Point], rule: Madness) -> Iterator[Fault]:
-    experiment, swept = points[0].experiment, points[0].values
+def _check_madness(experiment: Experiment, rule: Madness, rows: Sequence[dict[str, Any]]) -> Iterator[Fault]:
     if rule.metric not in experiment.track:
         yield Fault(("madness", "metric"), registry.unknown(rule.metric, list(experiment.track)))
     elif experiment.track[rule.metric].every != 1:
         yield Fault(("madness", "metric"), f"needs every generation; set track.{rule.metric}.every to 1")
-    if not swept:
-        yield Fault(("madness",), "compares the points of a sweep over the guidance, and there is no sweep; remove it or add one")
-    elif rule.guidance not in swept:
-        yield Fault(("madness", "guidance"), registry.unknown(rule.guidance, list(swept), "(the swept paths)"))
-    elif all(point.values[rule.guidance] != rule.standard for point in points):
-        yield Fault(("madness", "standard"), f"the sweep of {rule.guidance} must hold the standard value; got {rule.standard:g}")
+    if not rows[0]:
+        yield Fault(
+            ("madness",), "compares the points of a sweep over the guidance, and there is no sweep; remove it or add one"
+        )
+    elif rule.guidance not in rows[0]:
+        yield Fault(("madness", "guidance"), registry.unknown(rule.guidance, list(rows[0]), "(the swept paths)"))
+    elif all(row[rule.guidance] != rule.standard for row in rows):
+        yield Fault(
+            ("madness", "standard"), f"the sweep of {rule.guidance} must hold the standard value; got {rule.standard:g}"
+        )
     if experiment.replicates < 2:
         yield Fault(("replicates",), "must be >= 2 for intervals over replicates (madness); got 1")
 
@@ -485,7 +510,9 @@ def _made(cls: Any, options: dict[str, Any], path: Path_, failed: set[Any], faul
         faults += [] if failed else [_owned(str(error), path, options)]
     else:
         lost = [name for name in _fields(cls) if not hasattr(made, name)]
-        faults += [Fault(path, f"{cls.__name__} must keep {name} as an attribute, so that results can name it") for name in lost]
+        faults += [
+            Fault(path, f"{cls.__name__} must keep {name} as an attribute, so that results can name it") for name in lost
+        ]
         return made
     return None
 
@@ -534,7 +561,7 @@ def _member(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> Any:
         named = group == "trackers" and path[-1] == kind
         faults.append(Fault(path if named else (*path, "kind"), str(error.args[0]), unknown=named))
         return None
-    missing = [name for name in _methods(slot) if not hasattr(cls, name)]  # asked of the class: nothing foreign is called
+    missing = [name for name in _methods(slot) if not _offers(cls, name)]  # asked of the class: nothing foreign is called
     if missing:
         faults.append(Fault(path, f"must offer {' and '.join(missing)}, and {kind} does not{_fitting(slot)}"))
         return None
@@ -544,12 +571,16 @@ def _member(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> Any:
 def _fitting(slot: Any) -> str:
     if slot is not Tunable:
         return ""
-    kinds = [kind for kind in registry.KINDS["algorithms"] if all(hasattr(registry.resolve("algorithms", kind), m) for m in _methods(slot))]
-    return f"; {', '.join(kinds)} do"
+    classes = {kind: registry.resolve("algorithms", kind) for kind in registry.KINDS["algorithms"]}
+    return f"; {', '.join(kind for kind, cls in classes.items() if all(_offers(cls, name) for name in _methods(slot)))} do"
 
 
 def _methods(slot: Any) -> list[str]:
-    return sorted(get_protocol_members(slot)) if is_protocol(slot) else ["due", "every", "replicates"]
+    return sorted(get_protocol_members(slot)) if is_protocol(slot) else ["__call__", "due", "every", "replicates"]
+
+
+def _offers(cls: type[Any], name: str) -> bool:
+    return any(name in vars(base) for base in cls.__mro__)
 
 
 @lru_cache(maxsize=256)
@@ -685,7 +716,9 @@ def _check_nesting(algorithm: Any, path: Path_) -> Iterator[Fault]:
 def _check_trackers(experiment: Experiment) -> Iterator[Fault]:
     for name, tracker in experiment.track.items():
         for need in _lacks(experiment.algorithm, getattr(tracker, "needs", frozenset())):
-            yield Fault(("track", name), f"needs {GIVES[need]}, and {_kind_of(experiment.algorithm)} gives none; remove this tracker")
+            yield Fault(
+                ("track", name), f"needs {GIVES[need]}, and {_kind_of(experiment.algorithm)} gives none; remove this tracker"
+            )
         for need in sorted(getattr(tracker, "needs_source", frozenset()) - getattr(experiment.real, "gives", frozenset())):
             text = f"needs real data with {GIVES[need]}, and {_kind_of(experiment.real)} has none; remove this tracker"
             yield Fault(("track", name), text)
@@ -696,11 +729,15 @@ def _check_statistics(experiment: Experiment) -> Iterator[Fault]:
     for _ in _lacks(experiment.algorithm, frozenset({"draw"})):
         yield Fault(("statistics",), f"true needs {GIVES['draw']}, and {_kind_of(experiment.algorithm)} gives none; {points}")
     for _ in _lacks(experiment.real, frozenset({"draw"})):
-        yield Fault(("statistics",), f"true needs {GIVES['draw']}, and the real data ({_kind_of(experiment.real)}) has none; {points}")
+        yield Fault(
+            ("statistics",), f"true needs {GIVES['draw']}, and the real data ({_kind_of(experiment.real)}) has none; {points}"
+        )
     if experiment.mix.curators:
         yield Fault(("mix", "curators"), f"look at points, and statistics: true has none; {points}")
     if experiment.mix.type.subsample:
-        yield Fault(("mix", "kind"), f"accumulate_subsample draws from a pool of points, and statistics: true has none; {points}")
+        yield Fault(
+            ("mix", "kind"), f"accumulate_subsample draws from a pool of points, and statistics: true has none; {points}"
+        )
 
 
 def _check_mix(experiment: Experiment) -> Iterator[Fault]:
@@ -727,10 +764,12 @@ def _check_sizes(experiment: Experiment) -> Iterator[Fault]:
         return
     sizes: dict[Path_, int] = {("mix", "n_real"): mix.real_size(1)}
     later = [
-        mix.synthetic_size(g) + (0 if mix.type.real == "none" else mix.real_size(g)) for g in range(2, experiment.generations + 1)
+        mix.synthetic_size(g) + (0 if mix.type.real == "none" else mix.real_size(g))
+        for g in range(2, experiment.generations + 1)
     ]
     sizes[("mix", "n_synthetic")] = min(later, default=mix.real_size(1))
-    thing, path = experiment.algorithm, ("algorithm",)
+    thing: Any = experiment.algorithm
+    path: Path_ = ("algorithm",)
     while thing is not None:  # the auxiliary of a wrapper is fitted too
         if hasattr(thing, "algorithm") and hasattr(thing, "n_synthetic"):
             sizes[(*path, "n_synthetic")] = thing.n_synthetic
@@ -750,6 +789,10 @@ def _least_points(algorithm: Any) -> Any:
 def _kind_of(thing: Any) -> str:
     """The registered name of its class, or the name of the class."""
     return _registered().get(_target(thing), type(thing).__name__)
+
+
+def _class_of(thing: Any) -> Any:
+    return type(thing)
 
 
 def _target(thing: Any) -> str:
@@ -777,7 +820,7 @@ def describe(thing: Any, without_sampling: bool = False) -> Any:
         return [describe(value) for value in thing]
     if isinstance(thing, str | int | float | bool | None):
         return thing
-    hints = _fields(type(thing))
+    hints = _fields(_class_of(thing))
     out = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": _registered().get(_target(thing), _target(thing))}
     for name, hint in hints.items():
         if not (without_sampling and AT_SAMPLING in typing.get_args(hint)):
@@ -793,8 +836,8 @@ def resolved(source: Source, points: Sequence[Point]) -> dict[str, Any]:
     tree: dict[str, Any] = describe(points[0].experiment)
     for path in sorted(points[0].values, key=len):
         steps: Path_ = tuple(path.split("."))
-        if steps[-1] == "kind" and len(steps) == 2 and steps[0] != "mix" or steps[-1] == "kind" and len(steps) > 2:
-            steps = steps[:-1]  # the options of one kind are not those of another
+        if steps[-1] == "kind" and "kind" not in _fields(_class_of(_at(points[0].experiment, steps[:-1]))):
+            steps = steps[:-1]  # the options of one member of a slot are not those of another
         try:
             _put(tree, steps, copy.deepcopy(_get(source.tree, steps)))
         except LookupError:
@@ -802,12 +845,26 @@ def resolved(source: Source, points: Sequence[Point]) -> dict[str, Any]:
     return tree
 
 
+def _at(thing: Any, steps: Path_) -> Any:
+    for step in steps:
+        thing = (
+            thing[step]
+            if isinstance(thing, Mapping)
+            else thing[int(step)]
+            if isinstance(thing, tuple)
+            else getattr(thing, str(step))
+        )
+    return thing
+
+
 def fit_key(point: Point) -> str:
     """Points with one key share the fit of generation 1: all that shapes it, and nothing that acts at sampling."""
     experiment = point.experiment
     shared = point.key if experiment.sweep.independent else ""
     algorithm = describe(experiment.algorithm, without_sampling=True)
-    return json.dumps([shared, describe(experiment.real), describe(experiment.mix), algorithm, experiment.statistics], sort_keys=True)
+    return json.dumps(
+        [shared, describe(experiment.real), describe(experiment.mix), algorithm, experiment.statistics], sort_keys=True
+    )
 
 
 def groups(points: Sequence[Point]) -> list[list[Point]]:

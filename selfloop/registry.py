@@ -65,7 +65,11 @@ def resolve(group: str, kind: str) -> type[Any]:
         named: Any = getattr(importlib.import_module(module), name)
     except Exception as error:  # importing runs the module, which may fail in any way
         what = error if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
-        remedy = "" if error.__class__ not in (ImportError, ModuleNotFoundError) else "; is its folder the current one, or installed?"
+        remedy = (
+            ""
+            if error.__class__ not in (ImportError, ModuleNotFoundError)
+            else "; is its folder the current one, or installed?"
+        )
         raise ImportError(f"cannot import {kind!r}: {what}{remedy}") from error
     if not isinstance(named, type):
         raise ImportError(f"{kind!r} must name a class, and is a {type(named).__name__}")
