@@ -42,7 +42,10 @@ def as_rest(run: list[str]) -> list[str]:
     run = [line for line in run if not re.fullmatch(r"-{3,}", line)]
     if any(line.startswith(" ") for line in run[:1]) or any(re.search(r"\S {3,}\S", line) for line in run):
         return ["::", "", *[f"    {line}" for line in run], ""]
-    return [*[re.sub(r"([\\*_|])", r"\\\1", line).replace("`", "``") for line in run], ""]
+    parts = re.split(r"`([^`]+)`", "\n".join(run))  # prose and literals in turn
+    parts[::2] = [re.sub(r"([\\*_|`])", r"\\\1", prose) for prose in parts[::2]]
+    parts[1::2] = [f"``{literal.strip()}``" for literal in parts[1::2]]
+    return [*"".join(parts).split("\n"), ""]
 
 
 def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

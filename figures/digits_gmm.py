@@ -44,7 +44,7 @@ def draw(results: Path) -> Figure:
     reference(panels["A"], floor, "floor: real against other real digits", va="top")
     panels["A"].set(ylabel="Fréchet distance  (squared pixel units)", title="(a) Synthetic data alone: the distance grows")
     chance = 10 * 0.5 * np.sqrt(2 / np.pi * 0.1 * 0.9 / drawn)
-    reference(panels["B"], chance, f"{drawn} draws of fair shares", va="top")
+    reference(panels["B"], chance, f"chance: {drawn} fair draws", va="top")
     panels["B"].set(ylabel="total variation of class shares", title="(b) ... and the classes drift")
     for name, kind in (("C", "augment"), ("D", "fully_synthetic")):
         _draw_shares(panels[name], table[table[KIND] == kind])

@@ -62,14 +62,11 @@ def draw(results: Path) -> Figure:
         )
         for i, omega in enumerate(omegas)
     ]
-    classes = [
-        Line2D([], [], color=CLASS_COLOURS[kind], linewidth=4, label=kind if kind != "none" else "mitigation: none")
-        for kind in CLASSES
-    ]
+    classes = [Line2D([], [], color=CLASS_COLOURS[kind], linewidth=4, label=kind) for kind in CLASSES]
     figure.legend(
         handles=guidance + classes,
         loc="outside upper center",
-        ncols=9,
+        ncols=len(guidance) + len(classes),
         columnspacing=1.2,
         handlelength=2.4,
         handletextpad=0.4,
@@ -80,7 +77,7 @@ def draw(results: Path) -> Figure:
         f"Mean of {runs} replicates. (a) and bands: ± 1 standard error. (b), (c): mean of the last "
         f"{min(RULE.tail, generations)} of {generations} generations, {RULE.confidence:.0%} bootstrap\nintervals; "
         "at the right $n_s$, synthetic points a generation. "
-        r"Colour: class of mitigation over the start, $\mathcal{G}^1_\omega$ own, $\mathcal{G}^1_0$ standard.",
+        r"Colour: mitigation over the start, $\mathcal{G}^1_\omega$ own, $\mathcal{G}^1_0$ standard.",
     )
     return figure
 

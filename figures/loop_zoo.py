@@ -73,11 +73,13 @@ def draw(results: Path) -> Figure:
         for c, m in [_look(k)]
     ]
     handles.append(Line2D([], [], **THEORY, label="closed form"))
-    panels["A"].legend(handles=handles, loc="upper right", bbox_to_anchor=(1.04, 0.84), labelspacing=0.3, handlelength=1.6)
+    panels["A"].legend(
+        handles=handles, loc="upper right", bbox_to_anchor=(1.04, 0.87), labelspacing=0.25, handlelength=1.6, fontsize=7.5
+    )
     note(
         figure,
         f"Curves and bands: mean of {replicates(table)} loops ± 1 standard error, {n} points of each sort (real, synthetic).\n"
-        "All loop types start from the same real samples, so their errors lie to the same side.",
+        "All loop types start from the same real samples, so their errors are related.",
     )
     return figure
 

@@ -91,7 +91,7 @@ def _draw_distance(axes: Axes, table: pd.DataFrame, etas: list[float], steps: th
         xlim=(-0.04, None),
     )
     axes.set_title(rf"(a) One curve for every $\eta$ (N = {steps.steps})")
-    axes.legend(loc="upper right", bbox_to_anchor=(0.95, 1))
+    axes.legend(loc="upper right", bbox_to_anchor=(1.0, 1))
 
 
 def _draw_best(axes: Axes, table: pd.DataFrame, numbers: list[int], etas: list[float], steps: dict[int, theory.Steps]) -> None:

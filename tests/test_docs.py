@@ -1,0 +1,270 @@
+"""The documentation is true: its Python runs, its YAML loads, its commands exist, its tables are those of the code."""
+
+import dataclasses
+import importlib
+import inspect
+import itertools
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import typer.main
+import yaml
+from matplotlib.figure import Figure
+from typer.testing import CliRunner
+
+from selfloop import theory
+from selfloop.config import Experiment, Sweep, load, read
+from selfloop.diffusion.sample import Sampler
+from selfloop.madness import NORMALISATIONS, Madness
+from selfloop.metrics import track
+from selfloop.mix import LOOP_TYPES, Mix
+from selfloop.registry import KINDS, resolve
+from selfloop.report import curves
+from selfloop.results import load_generations
+from selfloop.run import app
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "paper_repro.md", *DOCS]
+TEXT = "\n".join(page.read_text() for page in DOCS)
+BASE = """
+real: {kind: gaussian, mean: [0, 0], cov: [[1, 0], [0, 1]]}
+mix: {n_real: 200}
+algorithm: gaussian
+track: {w2: }
+"""
+"""What a section of a file is laid over to make it an experiment."""
+
+by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def blocks(page):
+    """(language, text) of every fenced block; directives, whose language is in braces, are left out."""
+    found = re.findall(r"^```(\S*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [(language, text) for language, text in found if not language.startswith("{")]
+
+
+def commands(text):
+    """The words of every line after a `$` prompt, without what goes into a file."""
+    lines = [shlex.split(line[2:]) for line in text.splitlines() if line.startswith("$ ")]
+    return [line[: line.index(">")] if ">" in line else line for line in lines]
+
+
+def title(text, ending):
+    """The file name in the comment that a block begins with, if it does."""
+    found = re.match(rf"# (\S+\.{ending})\n", text)
+    return found and found[1]
+
+
+def options(words):
+    """Options of the command line and the rest of its words: name -> value, [file, override, ...]."""
+    known = {name: parameter for parameter in typer.main.get_command(app).params for name in parameter.opts}
+    given, rest = {}, []
+    words = iter(words)
+    for word in words:
+        if word.startswith("-"):
+            given[word] = True if known[word].is_flag else next(words)
+        else:
+            rest.append(word)
+    return given, rest
+
+
+def shrunk(file, overrides):
+    """Overrides that make an experiment take a moment and leave its shape; more generations stay more."""
+    tree = yaml.safe_load(Path(file).read_text()) | {
+        key: int(value) for key, value in (item.split("=", 1) for item in overrides) if value.isdecimal()
+    }
+    generations = tree.get("generations", 100)
+    small = [*overrides, f"generations={4 if generations > 100 else min(generations, 2)}", "replicates=4", "chunk=2"]
+    if "w2_empirical" in tree["track"] and not any(item.startswith("track") for item in overrides):
+        small.append("track.w2_empirical.n=20")
+    return small
+
+
+def run(words):
+    """Run a documented command for real, shrunk, in this process and the current folder; what needs a cluster is read only."""
+    given, rest = options(words)
+    if "--schema" in given:
+        assert CliRunner().invoke(app, ["--schema"]).exit_code == 0
+        return
+    file, overrides = rest[0], rest[1:]
+    if given.get("--backend", "loky") != "loky":
+        load(read(Path(file), overrides))
+        return
+    arguments = [file, *shrunk(file, overrides), "--workers", "1", "--save-every", "60"]
+    arguments += ["--out", given["--out"]] if "--out" in given else []
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+
+
+def draw(words, monkeypatch):
+    """Draw a figure from the results here, but for the file; that and all of them at once are left to `test_figures`."""
+    module = importlib.import_module("figures.__main__")
+    names = [word for word in words if word in module.FIGURES]
+    assert all(word in names or word.startswith(("--", "runs/", "figures/")) for word in words)
+    if names:
+        arguments = words if "--out" in words else [*words, "--out", "drawn"]
+        monkeypatch.setattr(sys, "argv", ["figures", *arguments])
+        monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+        assert module.main() == 0
+
+
+def check(words, monkeypatch):
+    """A command of the documentation works, or at least exists."""
+    match words:
+        case ["python", "-m", "selfloop.run", *rest]:
+            run(rest)
+        case ["python", "-m", "figures", *rest]:
+            draw(rest, monkeypatch)
+        case ["make", target]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case ["pip", "install", "-e", what]:
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert what == "." or what.removeprefix(".[").removesuffix("]") in extras
+        case _:
+            raise AssertionError(f"a command that this test does not know: {words}")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of its own with the experiments, as a newcomer's checkout; modules made there are forgotten afterwards."""
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(ROOT))
+    before, handler = set(sys.modules), signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@by_name
+def test_what_a_page_says_to_do_can_be_done_from_top_to_bottom(page, here, monkeypatch):
+    module = ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    for language, text in blocks(page):
+        if language == "python":
+            if title(text, "py"):
+                Path(title(text, "py")).write_text(text)
+                importlib.invalidate_caches()
+            exec(compile(text, page.name, "exec"), module.__dict__)
+        elif language == "yaml":
+            if title(text, "yaml"):
+                Path(title(text, "yaml")).write_text(text)
+            Path("whole.yaml").write_text(yaml.safe_dump({**yaml.safe_load(BASE), **yaml.safe_load(text)}))
+            assert load(read(Path("whole.yaml")))
+        elif language == "console":
+            for words in commands(text):
+                check(words, monkeypatch)
+        else:
+            assert language == "text"
+
+
+@by_name
+def test_an_error_message_that_is_shown_is_the_one_given(page, here):
+    for language, text in blocks(page):
+        if language == "text" and text.startswith("$ python -m selfloop.run"):
+            line, _, message = text.partition("\n")
+            done = CliRunner().invoke(app, shlex.split(line)[4:])
+            assert done.exit_code == 2
+            assert " ".join(done.output.split()) == " ".join(message.split())
+
+
+@by_name
+def test_commands_in_running_text_name_experiments_and_settings_that_exist(page, here):
+    for line in re.findall(r"`python -m selfloop\.run ([^`]+)`", page.read_text()):
+        given, rest = options(shlex.split(line))
+        assert load(read(Path(rest[0]), rest[1:])) if rest else "--schema" in given
+
+
+@by_name
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_table_of_metrics_is_that_of_the_code():
+    lines = inspect.getdoc(track).splitlines()
+    start, head = next((number, line) for number, line in enumerate(lines) if line.split()[:1] == ["metric"])
+    cuts = [*(head.index(word) for word in ("metric", "what it is", "unit")), None]
+    rows = lines[start + 1 : lines.index("", start)]
+    code = [[row[a:b].strip() for a, b in itertools.pairwise(cuts)] for row in rows]
+    page = re.findall(r"^\| `(\S+)` \| (.*) \| (.*) \|$", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    assert [[re.sub(r"\\([|*])", r"\1", cell) for cell in row] for row in page] == code
+
+
+def test_every_registered_name_is_documented():
+    names = [*LOOP_TYPES, *(kind for kinds in KINDS.values() for kind in kinds)]
+    assert [name for name in names if f"`{name}`" not in TEXT] == []
+
+
+def test_every_option_is_documented():
+    kinds = [resolve(group, kind) for group, members in KINDS.items() for kind in members]
+    classes = [Experiment, Sweep, Mix, Madness, Sampler, *kinds]
+    fields = {(cls.__name__, field.name) for cls in classes for field in dataclasses.fields(cls)}
+    assert sorted((cls, name) for cls, name in fields if not re.search(rf"\b{name}\b[`:]", TEXT)) == []
+
+
+def test_every_option_of_the_command_line_is_documented():
+    names = {name for parameter in typer.main.get_command(app).params for name in parameter.opts if name.startswith("--")}
+    assert [name for name in sorted(names - {"--help"}) if name not in TEXT] == []
+
+
+def test_every_closed_form_is_in_the_page_on_theory():
+    page = (ROOT / "docs" / "theory.md").read_text()
+    public = [name for name, thing in vars(theory).items() if getattr(thing, "__module__", "") == theory.__name__]
+    assert [name for name in public if not name.startswith("_") and f"`{name}`" not in page] == []
+
+
+def test_every_module_is_in_the_reference():
+    page = (ROOT / "docs" / "api.md").read_text()
+    files = [path for path in (ROOT / "selfloop").rglob("*.py") if path.name != "__init__.py"]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
+    assert [name for name in sorted(names) if f"automodule:: {name}\n" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("paper", "figures", "tables", "algorithms"),
+    [("Self-Improving", 13, 1, 2), ("Pruning then", 2, 5, 0), ("Data Pruning", 8, 2, 0)],
+)
+def test_every_figure_and_table_of_the_papers_has_a_row(paper, figures, tables, algorithms):
+    sections = re.split(r"^## ", (ROOT / "paper_repro.md").read_text(), flags=re.MULTILINE)
+    (section,) = [text for text in sections if text.startswith(paper)]
+    rows = re.findall(r"^\| ((?:Figure|Table|Algorithm) \d+) \|", section, re.MULTILINE)
+    counts = {"Figure": figures, "Table": tables, "Algorithm": algorithms}
+    assert rows == [f"{name} {number}" for name, count in counts.items() for number in range(1, count + 1)]
+
+
+def test_the_numbers_of_figure_4_are_those_of_the_results_kept_with_the_figures():
+    table = load_generations(ROOT / "figures" / "data" / "gaussian2d")
+    sizes, omegas = (125, 250, 500, 1000), (0, 1, 2, 3, 4)
+    w2 = {(n, omega): curves(table, "w2", {"mix.n_synthetic": n, "algorithm.omega": omega}) for n in sizes for omega in omegas}
+    first = {point: curve[:, 0].mean() for point, curve in w2.items()}
+    end = {point: curve[:, -20:].mean() for point, curve in w2.items()}
+    section = (ROOT / "paper_repro.md").read_text().partition("### Figure 4")[2].partition("### Why")[0]
+    rows = [re.findall(r"(\d?\.\d+) ±", line) for line in section.splitlines() if line.startswith("|")]
+    written = np.array([[float(value) for value in row] for row in rows if len(row) == len(omegas)])
+    expected = [[first[125, omega] for omega in omegas]]
+    expected += [[end[n, omega] for omega in omegas] for n in sizes]
+    for which in NORMALISATIONS:
+        expected += [[end[n, omega] / first[n, omega if which == "own" else 0] for omega in omegas] for n in sizes]
+    np.testing.assert_allclose(written, expected, atol=6e-4)
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_a_warning(tmp_path):
+    pytest.importorskip("myst_parser")
+    words = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
+    built = subprocess.run(words, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
