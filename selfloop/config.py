@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import yaml
 from annotated_types import Ge
-from pydantic import Strict, ValidationError
+from pydantic import Strict, ValidationError, WithJsonSchema
 from typing_extensions import get_protocol_members, is_protocol
 
 from selfloop import registry
@@ -42,6 +42,11 @@ SLOTS: dict[Any, str] = {
 """Fields that take any member of a group of the registry, by `kind`."""
 
 Path_ = tuple[str | int, ...]
+Axis = Annotated[
+    Any,
+    WithJsonSchema({"anyOf": [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}]}),
+]
+"""Values, or label -> override."""
 
 
 @component
@@ -53,8 +58,8 @@ class Sweep:
     random numbers of its own; by default points share them, and are compared by paired differences.
     """
 
-    grid: dict[str, Any] = dataclasses.field(default_factory=dict)
-    zip: tuple[dict[str, Any], ...] = ()
+    grid: dict[str, Axis] = dataclasses.field(default_factory=dict)
+    zip: tuple[dict[str, Axis], ...] = ()
     independent: Switch = False
 
 
@@ -99,7 +104,7 @@ class ConfigError(Exception):
 
     def _line(self, fault: Fault) -> str:
         where = self.source.where(fault.path) if self.source else ""
-        return f"{where}{dotted(fault.path)}: {fault.text}" if fault.path else f"{where}{fault.text}"
+        return f"{where}{dotted(fault.path)}: {fault.text}" if fault.path else fault.text
 
 
 @dataclass(frozen=True)
@@ -164,9 +169,7 @@ def read(file: Path, overrides: Sequence[str] = ()) -> Source:
             [Fault((), f"{file}: an experiment is a mapping of sections (real:, mix:, algorithm:, ...); got {given}")]
         )
     lines: dict[Path_, int | None] = {}
-    faults = [
-        Fault(path, f"is given twice, the second time in line {line}; keep one") for path, line in _lines(node, (), lines)
-    ]
+    faults = [Fault(path, f"is given twice, first in line {line}; keep one") for path, line in _lines(node, (), lines)]
     for override in overrides:
         path, sign, value = override.partition("=")
         steps = tuple(path.strip().split("."))
@@ -225,14 +228,14 @@ _Loader.add_implicit_resolver(
 
 
 def _lines(node: Any, path: Path_, lines: dict[Path_, int | None]) -> Iterator[tuple[Path_, int]]:
-    """Note the line of every path; yield the paths given twice, with the line of the second time."""
+    """Note the line of every path; yield the paths given twice, with the line of the first time."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            step, line = (*path, str(key.value)), key.start_mark.line + 1
+            step = (*path, str(key.value))
             if step in lines:
-                yield step, line
-            lines.setdefault(step, line)
+                yield step, lines[step] or 0
+            lines[step] = key.start_mark.line + 1
             yield from _lines(value, step, lines)
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
@@ -255,6 +258,8 @@ def _lay(tree: dict[str, Any], lines: dict[Path_, int | None], steps: tuple[str,
     path = _put(tree, steps, value)
     for known in [known for known in lines if known[: len(path)] == path]:
         del lines[known]
+    for end in range(1, len(path)):
+        lines.setdefault(path[:end], None)
     lines[path] = None
 
 
@@ -325,10 +330,12 @@ def load(source: Source) -> list[Point]:
     """The checked points of an experiment, in the order of its sweep. Raises ConfigError with every fault."""
     faults = list(source.faults)
     tree = {"name": Path(source.file).stem, **source.tree}
-    sweep = _build(Sweep, tree.get("sweep"), ("sweep",), faults)
+    if tree.get("sweep") is None:
+        tree["sweep"] = {}
+    sweep = _build(Sweep, tree["sweep"], ("sweep",), faults)
     axes = _axes(sweep, faults) if sweep else None
     if axes is None:  # check the rest of the file all the same; a sweep may hold what it lacks
-        faults += [fault for fault in _examined(tree | {"sweep": None})[1] if fault.text != MISSING]
+        faults += [fault for fault in _examined(tree | {"sweep": {}})[1] if fault.text != MISSING]
         raise ConfigError(faults, source)
     points, rows, trees = [], [], []
     for settings in itertools.product(*axes):
@@ -346,7 +353,7 @@ def load(source: Source) -> list[Point]:
     if points and points[0].experiment.madness is not None:
         faults += _check_madness(points[0].experiment, points[0].experiment.madness, rows)
     if faults:
-        raise ConfigError(list(dict.fromkeys(faults)), source)
+        raise ConfigError(_gathered(faults), source)
     return points
 
 
@@ -407,9 +414,11 @@ def _blamed(fault: Fault, settings: Sequence[Setting], source: Source) -> Fault:
     """The fault at the place of the sweep where it was written; a fault of the unswept experiment as it is."""
     for setting in settings:
         n = len(setting.steps)
+        if fault.unknown and fault.path == setting.steps[: len(fault.path)] and fault.path not in source.lines:
+            return Fault(setting.where[:-1], f"{dotted(fault.path)}: {fault.text}")
         if fault.path[:n] != setting.steps:
             continue
-        text = f"{dotted(fault.path)} {fault.text}"
+        text = f"{dotted(fault.path)}: {fault.text}"
         if fault.unknown and len(fault.path) == n:
             return Fault(setting.where[:-1], text)
         written = (*setting.where, *fault.path[n:])
@@ -419,6 +428,15 @@ def _blamed(fault: Fault, settings: Sequence[Setting], source: Source) -> Fault:
             else Fault(written, text)
         )
     return fault
+
+
+def _gathered(faults: Sequence[Fault]) -> list[Fault]:
+    """Each fault once; one that several values of an axis share, at the axis."""
+    alike: dict[tuple[Path_, str], set[Path_]] = {}
+    for fault in faults:
+        alike.setdefault((fault.path[:-1], fault.text), set()).add(fault.path)
+    shared = [key for key, paths in alike.items() if len(paths) > 1 and key[0][:1] == ("sweep",)]
+    return list(dict.fromkeys(Fault(f.path[:-1] if (f.path[:-1], f.text) in shared else f.path, f.text) for f in faults))
 
 
 def _check_overrides(
@@ -478,8 +496,11 @@ def _listed(values: Mapping[str, Any]) -> str:
 MISSING = "is missing; it has no default"
 
 
-def _build(cls: Any, options: Any, path: Path_, faults: list[Fault]) -> Any:
-    """An instance of a component or of a user's class from a mapping; None, with faults, if it cannot be made."""
+def _build(cls: Any, options: Any, path: Path_, faults: list[Fault], also: tuple[str, ...] = ()) -> Any:
+    """An instance of a component or of a user's class from a mapping; None, with faults, if it cannot be made.
+
+    also: keys that might have been meant besides the fields.
+    """
     hints = _fields(cls)
     options = {} if options is None else _section(options) if "kind" in hints else options
     if not isinstance(options, dict):
@@ -491,8 +512,7 @@ def _build(cls: Any, options: Any, path: Path_, faults: list[Fault]) -> Any:
         if key in hints:
             ready[key] = _fill(hints[key], value, (*path, key), faults)
         else:
-            text = registry.unknown(key, list(hints)) if hints else f"is not known: {cls.__name__} takes no options"
-            faults.append(Fault((*path, key), text, unknown=True))
+            faults.append(Fault((*path, key), registry.unknown(key, [*hints, *also]), unknown=True))
     failed = {fault.path[len(path)] for fault in faults[before:] if len(fault.path) > len(path)}
     meant = {name for key in options if key not in hints for name in registry.nearest(key, list(hints))}
     required = _required(cls) - set(options)
@@ -552,7 +572,7 @@ def _named_members(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> d
 def _member(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> Any:
     group, value = SLOTS[slot], _section(value)
     if not isinstance(value, dict) or value.get("kind") is None:
-        faults.append(Fault(path, f"needs a kind, one of {', '.join(sorted(registry.KINDS[group]))}; got {_shown(value)}"))
+        faults.append(_without_kind(value, path, sorted(registry.KINDS[group])))
         return None
     kind = str(value["kind"])
     try:
@@ -565,7 +585,19 @@ def _member(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> Any:
     if missing:
         faults.append(Fault(path, f"must offer {' and '.join(missing)}, and {kind} does not{_fitting(slot)}"))
         return None
-    return _build(cls, {key: item for key, item in value.items() if key != "kind"}, path, faults)
+    return _build(cls, {key: item for key, item in value.items() if key != "kind"}, path, faults, also=("kind",))
+
+
+def _without_kind(value: Any, path: Path_, kinds: Sequence[str]) -> Fault:
+    text = f"a section needs a kind, one of {', '.join(kinds)}; got"
+    if not isinstance(value, dict):
+        return Fault(path, f"{text} {_shown(value)}")
+    meant = [key for key in value if registry.nearest(key, ["kind"])]
+    if "kind" in value:
+        return Fault((*path, "kind"), f"{text} nothing")
+    if meant:
+        return Fault((*path, meant[0]), f"{text} {meant[0]!r}; did you mean 'kind'?")
+    return Fault(path, f"{text} {', '.join(value) or 'an empty one'}")
 
 
 def _fitting(slot: Any) -> str:
@@ -634,39 +666,48 @@ ALLOWED = {
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "a section key: value",
-    "greater_than": "> {gt}",
-    "greater_than_equal": ">= {ge}",
-    "less_than": "< {lt}",
-    "less_than_equal": "<= {le}",
-    "literal_error": "one of {expected}",
+    "greater_than": "> {gt:g}",
+    "greater_than_equal": ">= {ge:g}",
+    "less_than": "< {lt:g}",
+    "less_than_equal": "<= {le:g}",
 }
 """The faults that pydantic finds, in our words."""
 
 
 def _explained(error: ValidationError, path: Path_, options: Mapping[str, Any], failed: set[Any]) -> list[Fault]:
     """pydantic's faults in our words; the branches of a union become one fault."""
-    found: dict[Path_, list[str]] = {}
-    given: dict[Path_, Any] = {}
-    out = []
+    found: dict[Path_, list[Any]] = {}
     for item in error.errors():
         loc: Path_ = tuple(step for step in item["loc"] if isinstance(step, int) or step == item["loc"][0])
-        context = item.get("ctx", {})
-        if loc and loc[0] in failed:
-            continue
-        if item["type"] in ("value_error", "assertion_error"):
+        if not loc or loc[0] not in failed:
+            found.setdefault(loc, []).append(item)
+    out = []
+    for loc, items in found.items():
+        context, given = items[0].get("ctx", {}), items[0]["input"]
+        if items[0]["type"] in ("value_error", "assertion_error"):
             out.append(_owned(str(context["error"]), (*path, *loc), {} if loc else options))
-        elif item["type"] != "too_short":
-            expected = ALLOWED.get(item["type"], f"such that: {item['msg']}").format(**context)
-            found.setdefault(loc, []).append(expected.replace("'", "").replace(" or ", ", "))
-            given[loc] = item["input"]
-        elif len(item["input"]) < context["min_length"]:  # else items failed of which pydantic has told already
-            out.append(Fault((*path, *loc), f"must hold {context['min_length']} or more values; got {_shown(item['input'])}"))
-    for loc, allowed in found.items():
-        words = re.findall(r"\w+", " ".join(text.removeprefix("one of ") for text in allowed if text.startswith("one of ")))
-        near = registry.nearest(given[loc], words) if isinstance(given[loc], str) else []
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        out.append(Fault((*path, *loc), f"must be {' or '.join(allowed)}; got {_shown(given[loc])}{hint}"))
+        elif items[0]["type"] != "too_short":
+            out.append(Fault((*path, *loc), f"must be {' or '.join(map(_allowed, items))}; got {_shown(given)}{_hint(items)}"))
+        elif len(given) < context["min_length"]:  # else some of its items failed, of which pydantic tells too
+            out.append(Fault((*path, *loc), f"must hold {context['min_length']} or more values; got {_shown(given)}"))
     return out
+
+
+def _allowed(item: Any) -> str:
+    if item["type"] == "literal_error":
+        names = _literals(item)
+        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
+    return ALLOWED.get(item["type"], f"such that: {item['msg']}").format(**item.get("ctx", {}))
+
+
+def _hint(items: Sequence[Any]) -> str:
+    names = [name for item in items if item["type"] == "literal_error" for name in _literals(item)]
+    near = registry.nearest(items[0]["input"], names) if isinstance(items[0]["input"], str) else []
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _literals(item: Any) -> list[str]:
+    return re.findall(r"'([^']*)'", item["ctx"]["expected"])
 
 
 def _owned(text: str, path: Path_, options: Mapping[str, Any]) -> Fault:
@@ -714,7 +755,11 @@ def _check_nesting(algorithm: Any, path: Path_) -> Iterator[Fault]:
 
 
 def _check_trackers(experiment: Experiment) -> Iterator[Fault]:
+    seen: dict[type[Any], str] = {}
     for name, tracker in experiment.track.items():
+        if type(tracker) in seen:
+            yield Fault(("track", name), f"writes the same metrics as {seen[type(tracker)]}; keep one {_kind_of(tracker)}")
+        seen.setdefault(type(tracker), name)
         for need in _lacks(experiment.algorithm, getattr(tracker, "needs", frozenset())):
             yield Fault(
                 ("track", name), f"needs {GIVES[need]}, and {_kind_of(experiment.algorithm)} gives none; remove this tracker"
@@ -767,7 +812,8 @@ def _check_sizes(experiment: Experiment) -> Iterator[Fault]:
         mix.synthetic_size(g) + (0 if mix.type.real == "none" else mix.real_size(g))
         for g in range(2, experiment.generations + 1)
     ]
-    sizes[("mix", "n_synthetic")] = min(later, default=mix.real_size(1))
+    if later:
+        sizes[("mix", "n_synthetic")] = min(later)
     thing: Any = experiment.algorithm
     path: Path_ = ("algorithm",)
     while thing is not None:  # the auxiliary of a wrapper is fitted too
@@ -789,10 +835,6 @@ def _least_points(algorithm: Any) -> Any:
 def _kind_of(thing: Any) -> str:
     """The registered name of its class, or the name of the class."""
     return _registered().get(_target(thing), type(thing).__name__)
-
-
-def _class_of(thing: Any) -> Any:
-    return type(thing)
 
 
 def _target(thing: Any) -> str:
@@ -820,7 +862,7 @@ def describe(thing: Any, without_sampling: bool = False) -> Any:
         return [describe(value) for value in thing]
     if isinstance(thing, str | int | float | bool | None):
         return thing
-    hints = _fields(_class_of(thing))
+    hints = _fields(thing.__class__)
     out = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": _registered().get(_target(thing), _target(thing))}
     for name, hint in hints.items():
         if not (without_sampling and AT_SAMPLING in typing.get_args(hint)):
@@ -836,7 +878,7 @@ def resolved(source: Source, points: Sequence[Point]) -> dict[str, Any]:
     tree: dict[str, Any] = describe(points[0].experiment)
     for path in sorted(points[0].values, key=len):
         steps: Path_ = tuple(path.split("."))
-        if steps[-1] == "kind" and "kind" not in _fields(_class_of(_at(points[0].experiment, steps[:-1]))):
+        if steps[-1] == "kind" and "kind" not in _fields(_at(points[0].experiment, steps[:-1]).__class__):
             steps = steps[:-1]  # the options of one member of a slot are not those of another
         try:
             _put(tree, steps, copy.deepcopy(_get(source.tree, steps)))

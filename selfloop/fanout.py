@@ -1,14 +1,21 @@
 """Fan-out: the same work on one core, on all of them, or on a cluster.
 
-A unit is a chunk of replicates of a group of sweep points that share their first fit. Work goes in rounds of a few seconds: each
-worker is dealt units, advances them until the round is over, and returns rows and states, which the parent alone writes. So a
-kill loses one round at most, no worker needs the folder, and the backend is whatever joblib offers.
+A unit is a chunk of replicates of a group of sweep points that share their first fit. Work goes in rounds of a few seconds:
+each worker is dealt units, advances them until the round is over, and returns rows and states, which the parent alone writes.
+So a kill loses one round at most, no worker needs the folder, and the backend is whatever joblib offers.
 """
 
+import importlib.util
+import json
+import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +30,26 @@ from selfloop.results import Block, RunFolder
 from selfloop.streams import NamedStreams
 
 ROUND_SECONDS = 2.0
+UNITS_A_ROUND = 16
+HISTORY_BYTES = 256 * 2**20
+"""Saved generations that a worker is sent in one round; a single loop may have more."""
 
 Saved = dict[str, Array]
+Report = Callable[[str, int, int], None]
+"""(point key, chunk, generation reached)"""
+
+
+class LoopError(Exception):
+    """A loop that could not go on; the message says which, where in the code, and why."""
+
+
+class BackendError(Exception):
+    """A backend that cannot be used as asked; the message ends with the remedy."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is given: a unit, and where each of its points stands."""
+    """What a worker is given: a unit, and where the points of it stand that are to be advanced."""
 
     source: Source
     group: int
@@ -45,24 +65,19 @@ class Outcome:
 
     group: int
     chunk: int
+    first: Saved | None
     blocks: list[Block] = field(default_factory=list)
     done: dict[str, int] = field(default_factory=dict)
     saved: dict[str, list[tuple[int, Saved]]] = field(default_factory=dict)
-    first: Saved | None = None
-    generations: int = 0
-
-
-@lru_cache(maxsize=4)
-def _loaded(file: str, tree: str) -> list[list[Point]]:
-    import json
-
-    return groups(load(Source(file, json.loads(tree), {})))
 
 
 def chunks(experiment: Experiment) -> list[tuple[int, int]]:
     """(first replicate, replicates) of every chunk."""
     starts = range(0, experiment.replicates, experiment.chunk)
     return [(start, min(experiment.chunk, experiment.replicates - start)) for start in starts]
+
+
+# In a worker -----------------------------------------------------------------------------------------------------------
 
 
 class Shared:
@@ -87,81 +102,104 @@ class Shared:
         return getattr(self.algorithm, name)
 
 
-def advance(tasks: Sequence[Task], seconds: float, report: Callable[[str, int, int], None] | None = None) -> list[Outcome]:
-    """Advance units one after the other until the time is up; the first of them by one generation at least."""
+@lru_cache(maxsize=4)
+def _loaded(file: str, tree: str) -> list[list[Point]]:
+    return groups(load(Source(file, json.loads(tree), {})))
+
+
+def advance(tasks: Sequence[Task], seconds: float, report: Report | None = None) -> list[Outcome]:
+    """Advance units one after the other until the time is up; the first of them by one generation at least.
+
+    Raises LoopError if a loop fails.
+    """
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []
     with threadpool_limits(1):  # results must not depend on how many threads a library happens to use
         for task in tasks:
-            if outcomes and time.monotonic() > deadline:
+            if outcomes and time.monotonic() >= deadline:
                 break
             outcomes.append(_advance_unit(task, deadline, report))
     return outcomes
 
 
-def _advance_unit(task: Task, deadline: float, report: Callable[[str, int, int], None] | None) -> Outcome:
-    import json
-
+def _advance_unit(task: Task, deadline: float, report: Report | None) -> Outcome:
     points = _loaded(task.source.file, json.dumps(task.source.tree))[task.group]
-    outcome = Outcome(task.group, task.chunk, first=task.first)
+    outcome = Outcome(task.group, task.chunk, task.first)
     for point in points:
-        experiment = point.experiment
-        start = task.done.get(point.key, 0)
-        if start >= experiment.generations:
-            continue
-        offset, replicates = chunks(experiment)[task.chunk]
-        streams = NamedStreams(experiment.seed, task.chunk, point.key if experiment.sweep.independent else "")
-        source = experiment.real.replicated(replicates, streams(0, "source"))
-        real = experiment.mix.first(source, streams, experiment.statistics)
-        algorithm = Shared(experiment.algorithm, real, outcome.first)
-        keep_model = experiment.mix.warm is not None
-        history = [unpack(saved, experiment.algorithm) for saved in task.history.get(point.key, [])]
-        saved: list[tuple[int, Saved]] = []
-        for generation in self_consume(
-            source, real, algorithm, experiment.mix, experiment.generations, streams, history
-        ):
-            outcome.blocks += _blocks(point, task.chunk, offset, generation, source, streams)
-            saved.append((generation.index, pack(generation, keep_model)))
-            if experiment.mix.memory:
-                saved = saved[-experiment.mix.memory :]
-            outcome.done[point.key] = generation.index
-            outcome.generations += 1
-            outcome.first = algorithm.state
-            if report:
-                report(point.key, task.chunk, generation.index)
-            if time.monotonic() > deadline:
+        if task.done.get(point.key, point.experiment.generations) < point.experiment.generations:
+            with _located(task, point, outcome):
+                _advance_loop(task, point, outcome, deadline, report)
+            if time.monotonic() >= deadline:
                 break
-        outcome.saved[point.key] = saved
-        if time.monotonic() > deadline:
-            break
     return outcome
 
 
-def _blocks(
-    point: Point, chunk: int, offset: int, generation: Generation, source: Any, streams: NamedStreams
-) -> list[Block]:
-    alive = generation.diverged == 0
+def _advance_loop(task: Task, point: Point, outcome: Outcome, deadline: float, report: Report | None) -> None:
+    experiment, mix = point.experiment, point.experiment.mix
+    offset, replicates = chunks(experiment)[task.chunk]
+    streams = NamedStreams(experiment.seed, task.chunk, point.key if experiment.sweep.independent else "")
+    source = experiment.real.replicated(replicates, streams(0, "source"))
+    real = mix.first(source, streams, experiment.statistics)
+    algorithm = Shared(experiment.algorithm, real, outcome.first)
+    history = [unpack(saved, experiment.algorithm) for saved in task.history.get(point.key, [])]
+    saved = outcome.saved.setdefault(point.key, [])
+    for generation in self_consume(source, real, algorithm, mix, experiment.generations, streams, history):
+        outcome.blocks += _blocks(point, task.chunk, offset, View(generation, source, streams, replicates))
+        saved.append((generation.index, pack(generation, mix.warm is not None)))
+        if mix.memory is not None:
+            del saved[: -mix.memory]
+        outcome.done[point.key], outcome.first = generation.index, algorithm.state
+        if report:
+            report(point.key, task.chunk, generation.index)
+        if time.monotonic() >= deadline:
+            break
+
+
+def _blocks(point: Point, chunk: int, offset: int, view: View) -> list[Block]:
+    """The rows of a generation: values of the replicates that have not diverged, and a mark for those that just did."""
+    generation = view.generation
+    alive, lost_now = generation.diverged == 0, generation.diverged == generation.index
     ids = offset + np.arange(len(alive), dtype=np.int32)
-    now = generation.diverged == generation.index
     blocks = []
-    if now.any():
-        blocks.append(Block(point.key, chunk, generation.index, "diverged", ids[now], np.ones(int(now.sum()))))
+    if lost_now.any():
+        marks = np.ones(int(lost_now.sum()))
+        blocks.append(Block(point.key, chunk, generation.index, "diverged", ids[lost_now], marks))
     for tracker in point.experiment.track.values():
-        members = len(alive) if tracker.replicates is None else min(max(tracker.replicates - offset, 0), len(alive))
+        most = len(alive) if tracker.replicates is None else tracker.replicates - offset
+        members = min(max(most, 0), len(alive))
         if members == 0 or not tracker.due(generation.index):
             continue
-        for metric, values in tracker(View(generation, source, streams, members)).items():
-            counted = alive[:members]
-            blocks.append(
-                Block(point.key, chunk, generation.index, metric, ids[:members][counted], np.asarray(values)[counted])
-            )
+        seen = alive[:members]
+        for metric, values in tracker(View(generation, view.source, view.streams, members)).items():
+            row = (ids[:members][seen], np.asarray(values, dtype=np.float64)[seen])
+            blocks.append(Block(point.key, chunk, generation.index, metric, *row))
     return blocks
+
+
+@contextmanager
+def _located(task: Task, point: Point, outcome: Outcome) -> Iterator[None]:
+    """Whatever goes wrong in a loop, with the place where it did."""
+    try:
+        yield
+    except Exception as error:
+        start, count = chunks(point.experiment)[task.chunk]
+        done = outcome.done.get(point.key, task.done[point.key])
+        where = [f"{path} = {value}" for path, value in point.values.items()]
+        where += [
+            f"replicates {start} to {start + count - 1}",
+            f"generation {done + 1}",
+        ]
+        own = Path(__file__).parent
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if own not in Path(f.filename).parents]
+        foreign = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")]
+        code = f"\n  in {foreign[-1].filename}:{foreign[-1].lineno}, {foreign[-1].name}" if foreign else ""
+        raise LoopError(f"{type(error).__name__}: {error}\n  at {', '.join(where)}{code}") from error
 
 
 def pack(generation: Generation, keep_model: bool) -> Saved:
     """What a loop needs of a generation to go on, as plain arrays."""
     drawn = generation.drawn
-    out: Saved = {"index": np.array(generation.index), "diverged": generation.diverged}
+    out: dict[str, Any] = {"index": np.array(generation.index), "diverged": generation.diverged}
     if isinstance(drawn, Moments):
         out |= {"n": np.asarray(drawn.n), "mean": drawn.mean, "cov": drawn.cov}
     else:
@@ -184,69 +222,175 @@ def unpack(saved: Mapping[str, Array], algorithm: Algorithm) -> Generation:
     return Generation(int(saved["index"]), model, drawn, saved["diverged"].astype(np.int64))  # type: ignore[arg-type]
 
 
+# In the parent ---------------------------------------------------------------------------------------------------------
+
+
 def run(
     source: Source,
     points: Sequence[Point],
     folder: RunFolder,
     workers: int = 1,
     parallel: Any = None,
-    report: Callable[[str, int, int], None] | None = None,
+    report: Report | None = None,
+    seconds: float = ROUND_SECONDS,
 ) -> None:
-    """Advance every unit of an experiment to its end, committing each round to the folder.
+    """Advance every unit of an experiment to its end, committing each round of so many seconds to the folder.
 
     parallel: a joblib.Parallel to deal the rounds to (None: here, in this process); report(point, chunk, generation) is called
-    when a loop has moved on.
+    when a loop has moved on. Raises LoopError if a loop fails or a worker is lost.
     """
     from joblib import delayed
 
+    source = Source(source.file, source.tree, {})
     grouped = groups(points)
-    count = len(chunks(points[0].experiment))
-    pending = [(g, c) for g in range(len(grouped)) for c in range(count)]
-    while pending := [unit for unit in pending if _task_done(grouped[unit[0]], folder, unit[1]) is False]:
-        hands = [pending[worker::workers] for worker in range(workers)]
-        deals = [[_task(source, grouped, folder, g, c) for g, c in hand[: _enough(hand)]] for hand in hands if hand]
+    pending = [(group, chunk) for group in range(len(grouped)) for chunk in range(len(chunks(points[0].experiment)))]
+    while pending := [(group, chunk) for group, chunk in pending if _open(grouped[group], chunk, folder)]:
+        hands = [pending[worker::workers][:UNITS_A_ROUND] for worker in range(min(workers, len(pending)))]
+        deals = [_deal(source, grouped, hand, folder) for hand in hands]
         if parallel is None:
-            results = [advance(deal, ROUND_SECONDS, report) for deal in deals]
+            results = [advance(deal, seconds, report) for deal in deals]
         else:
-            results = parallel(delayed(advance)(deal, ROUND_SECONDS) for deal in deals)
-        _commit_round([outcome for result in results for outcome in result], grouped, folder)
+            with _kept_workers():
+                results = parallel(delayed(advance)(deal, seconds) for deal in deals)
+        outcomes = [outcome for result in results for outcome in result]
+        _commit_round(outcomes, grouped, folder)
         if parallel is not None and report:
-            for outcome in (outcome for result in results for outcome in result):
+            for outcome in outcomes:
                 for key, done in outcome.done.items():
                     report(key, outcome.chunk, done)
 
 
-def _enough(hand: Sequence[Any]) -> int:
-    return min(len(hand), 16)
+def _open(group: Sequence[Point], chunk: int, folder: RunFolder) -> list[Point]:
+    return [point for point in group if folder.progress(point, chunk).done < point.experiment.generations]
 
 
-def _task_done(group: Sequence[Point], folder: RunFolder, chunk: int) -> bool:
-    return all(folder.progress(point, chunk).done >= point.experiment.generations for point in group)
-
-
-def _task(source: Source, grouped: Sequence[Sequence[Point]], folder: RunFolder, group: int, chunk: int) -> Task:
-    points = grouped[group]
-    done = {point.key: folder.progress(point, chunk).done for point in points}
-    open_points = [point for point in points if 0 < done[point.key] < point.experiment.generations]
-    return Task(
-        Source(source.file, source.tree, {}),
-        group,
-        chunk,
-        done,
-        {point.key: folder.history(point, chunk) for point in open_points},
-        folder.first(fit_key(points[0]), chunk),
-    )
+def _deal(source: Source, grouped: Sequence[Sequence[Point]], hand: Sequence[tuple[int, int]], folder: RunFolder) -> list[Task]:
+    """Tasks for one worker and one round: loops in order, until what they must be sent of their past is enough."""
+    tasks: list[Task] = []
+    room = HISTORY_BYTES
+    for group, chunk in hand:
+        done: dict[str, int] = {}
+        history: dict[str, list[Saved]] = {}
+        for point in _open(grouped[group], chunk, folder):
+            size = folder.history_bytes(point, chunk)
+            if size > room and (tasks or done):
+                continue
+            room -= size
+            done[point.key], history[point.key] = folder.progress(point, chunk).done, folder.history(point, chunk)
+        if done:
+            tasks.append(Task(source, group, chunk, done, history, folder.first(fit_key(grouped[group][0]), chunk)))
+    return tasks
 
 
 def _commit_round(outcomes: Sequence[Outcome], grouped: Sequence[Sequence[Point]], folder: RunFolder) -> None:
     advances: dict[tuple[str, int], Any] = {}
     firsts: dict[tuple[str, int], Saved] = {}
     for outcome in outcomes:
-        points = {point.key: point for point in grouped[outcome.group]}
-        key = fit_key(grouped[outcome.group][0])
-        if len(points) > 1 and outcome.first is not None and folder.first(key, outcome.chunk) is None:
+        group = grouped[outcome.group]
+        key = fit_key(group[0])
+        if len(group) > 1 and outcome.first is not None and folder.first(key, outcome.chunk) is None:
             firsts[key, outcome.chunk] = outcome.first
-        for point, done in outcome.done.items():
-            memory = points[point].experiment.mix.memory
-            advances[point, outcome.chunk] = (done, outcome.saved[point], memory)
+        memory = group[0].experiment.mix.memory
+        advances |= {(point, outcome.chunk): (done, outcome.saved[point], memory) for point, done in outcome.done.items()}
     folder.commit([block for outcome in outcomes for block in outcome.blocks], advances, firsts)
+
+
+# Backends --------------------------------------------------------------------------------------------------------------
+
+BACKENDS = {
+    "loky": None,
+    "dask": ("distributed", "pip install 'selfloop[scale]'"),
+    "ray": ("ray", "pip install 'selfloop[ray]'"),
+}
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def executor(backend: str, scheduler: str | None, workers: int | None, units: int) -> Iterator[tuple[Any, int]]:
+    """A joblib.Parallel on this machine, on a dask cluster or on a ray cluster, and how many workers it deals to.
+
+    workers: as many as the machine or the cluster has cores if not said, and never more than units of work; None instead of the
+    Parallel where one process of this machine is enough. Raises BackendError, with the remedy.
+    """
+    check_backend(backend, scheduler)
+    if backend == "loky":
+        count = min(workers or cores(), units)
+        if count == 1:
+            yield None, 1
+            return
+        with _parallel(backend, count, initializer=_leave_with, initargs=(os.getpid(),)) as parallel:
+            yield parallel, count
+    elif backend == "dask":
+        with _dask_client(scheduler) as client:
+            count = min(workers or sum(client.nthreads().values()) or 1, units)
+            with _parallel(backend, count) as parallel:
+                yield parallel, count
+    else:
+        import ray
+        from ray.util.joblib import register_ray
+
+        register_ray()
+        ray.init(address=scheduler, ignore_reinit_error=True)
+        count = min(workers or int(ray.cluster_resources().get("CPU", 1)), units)
+        with _parallel(backend, count) as parallel:
+            yield parallel, count
+
+
+def check_backend(backend: str, scheduler: str | None) -> None:
+    """Raise BackendError for a name that is not known, a scheduler where none belongs, or a package that is not installed."""
+    if backend not in BACKENDS:
+        raise BackendError(f"--backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    needed = BACKENDS[backend]
+    if needed is None and scheduler is not None:
+        raise BackendError(f"--scheduler belongs to --backend dask or ray, and the backend is {backend}; got {scheduler!r}")
+    if needed is not None and importlib.util.find_spec(needed[0]) is None:
+        raise BackendError(f"--backend {backend} needs the package {needed[0]}, which is not installed; run: {needed[1]}")
+
+
+@contextmanager
+def _parallel(backend: str, count: int, **options: Any) -> Iterator[Any]:
+    from joblib import Parallel, parallel_config
+
+    with parallel_config(backend=backend, n_jobs=count, **options), Parallel(batch_size=1, pre_dispatch="all") as parallel:
+        yield parallel
+
+
+def _leave_with(parent: int) -> None:
+    """Let a worker end when its parent was killed: it would wait for work for minutes."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _dask_client(scheduler: str | None) -> Iterator[Any]:
+    from distributed import Client
+
+    try:
+        client: Any = Client(scheduler, set_as_default=True, timeout=10)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise BackendError(f"no dask scheduler answers at {scheduler!r} ({error}); start one with: dask scheduler") from error
+    with client:
+        yield client
+
+
+@contextmanager
+def _kept_workers() -> Iterator[None]:
+    """A worker that is killed, by a lack of memory for example, ends the run with a message; finished rounds are kept."""
+    try:
+        yield
+    except (LoopError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        raise LoopError(
+            f"a worker was lost, out of memory perhaps; try fewer with --workers ({type(error).__name__}: {first})"
+        ) from error

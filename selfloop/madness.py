@@ -8,9 +8,9 @@ of e_t over the last `tail` generations. In the words of Alemohammad et al. (202
     weak        it degrades less than the standard loop, e_inf(omega) / e_1(omega) < e_inf(0) / e_1(0), and ends worse
     none        it degrades no less than the standard loop, and ends worse than its first generation
 
-The first that holds is the class. The paper's formulas are not public beyond the caption; these definitions are ours. It is open
-what G^1 in its denominator is, so both readings are reported: `own` takes e_1(omega), the guided model's first generation, as
-the e_1 of ratios and of prevention; `standard` takes e_1(0), so that the gain of the first generation counts.
+The first that holds is the class. The paper's formulas are not public beyond the caption; these definitions are ours. It is
+open what G^1 in its denominator is, so both readings are reported: `own` takes e_1(omega), the guided model's first
+generation, as the e_1 of ratios and of prevention; `standard` takes e_1(0), so that the gain of the first generation counts.
 
 A mean over replicates has an error: every ratio comes with a bootstrap interval over replicates, and every class with its
 `support`, the share of bootstrap resamples that agree. A curve with a replicate that diverged has no mean, and its class is

@@ -13,19 +13,23 @@ from selfloop.measure import Array
 
 
 def curves(table: pd.DataFrame, metric: str, values: dict[str, Any]) -> Array:
-    """One metric at one point as an array (replicates, generations); NaN where a replicate has no value."""
+    """One metric at one point as an array (replicates, generations); NaN where a replicate has no finite value."""
     rows = table[table["metric"] == metric]
     for path, value in values.items():
         column = rows[path]
         rows = rows[column == (value if pd.api.types.is_numeric_dtype(column) else str(value))]
     wide = rows.pivot(index="replicate", columns="generation", values="value")
-    return wide.to_numpy()
+    found = wide.to_numpy()
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def mean_and_error(values: Array) -> tuple[float, float]:
-    """Mean over replicates and its standard error std / sqrt(R) (NaN for one replicate)."""
-    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return float(np.mean(values)), error
+    """Mean over replicates and its standard error std / sqrt(R) (NaN for one replicate, and both NaN for none)."""
+    if len(values) == 0:
+        return math.nan, math.nan
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+        return float(np.mean(values)), error
 
 
 def verdicts(table: pd.DataFrame, points: Sequence[Point], rule: Madness) -> list[tuple[Point, list[Verdict]]]:
@@ -44,27 +48,27 @@ def verdicts(table: pd.DataFrame, points: Sequence[Point], rule: Madness) -> lis
 
 
 def headline(table: pd.DataFrame, points: Sequence[Point]) -> pd.DataFrame:
-    """One row a point: every metric at the first and at the last generation it was looked at, mean and standard error."""
-    numeric = table[table["metric"] != "diverged"]
+    """One row a point and metric: mean, standard error and number of values at the first and the last generation looked at.
+
+    Values that are not finite are left out of the means and of the number of values.
+    """
     paths = list(points[0].values)
     rows = []
-    keys = [*paths, "metric"]
-    for key, group in numeric.groupby(keys, sort=False, observed=True):
-        generations = group["generation"].to_numpy()
-        value = group["value"].to_numpy()
-        ends = {name: mean_and_error(value[generations == t]) for name, t in (("first", generations.min()), ("last", generations.max()))}
-        rows.append(
-            dict(zip(keys, key, strict=True))
-            | {"generation": int(generations.max())}
-            | {f"{name}{suffix}": part for name, pair in ends.items() for suffix, part in zip(("", "_se"), pair, strict=True)}
-        )
+    for key, group in table[table["metric"] != "diverged"].groupby([*paths, "metric"], sort=False, observed=True):
+        row = dict(zip([*paths, "metric"], key, strict=True))
+        for name, t in (("first", group["generation"].min()), ("last", group["generation"].max())):
+            value = group["value"].to_numpy()[group["generation"].to_numpy() == t]
+            value = value[np.isfinite(value)]
+            row[name], row[f"{name}_se"] = mean_and_error(value)
+            row[f"{name}_generation"], row[f"{name}_n"] = int(t), len(value)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def show(points: Sequence[Point], table: pd.DataFrame, limit: int = 40) -> None:
     """Print the headline figures, a row for each point and metric, and the classes of madness where they are asked for.
 
-    Metrics with a dot in their name (shares of single classes) are left to the results, and so is what goes beyond `limit` rows.
+    Metrics with a dot in their name (shares of single classes) are left to the results, and so is what is beyond `limit` rows.
     """
     from rich.console import Console
 
@@ -72,23 +76,39 @@ def show(points: Sequence[Point], table: pd.DataFrame, limit: int = 40) -> None:
     frame = headline(table, points)
     frame = frame[~frame["metric"].astype(str).str.contains(".", regex=False)]
     names = frame["metric"].astype(str)
-    main = next((name for name in points[0].experiment.track if (names == name).any()), names.iloc[0])
+    main = next((name for name in points[0].experiment.track if (names == name).any()), next(iter(names), ""))
     wanted = frame[names == main] if len(frame) > limit else frame
-    out = _table(f"{points[0].experiment.name}: mean over replicates ± standard error", points, ["metric", "generation 1", "at the end"])
+    title = f"{points[0].experiment.name}: mean over replicates ± standard error"
+    out = _table(title, points, ["metric", "generation 1", "at the end"])
     for row in wanted.head(limit).to_dict("records"):
-        end = f"{figure(row['last'], row['last_se'])}" + (f" (t = {row['generation']})" if row["generation"] > 1 else "")
-        out.add_row(*_labels(points, row), str(row["metric"]), figure(row["first"], row["first_se"]), end)
+        out.add_row(*_labels(points, row), str(row["metric"]), figure(row["first"], row["first_se"]), _end(row))
     console.print(out)
     if len(wanted) < len(frame) or len(wanted) > limit:
         console.print(f"{len(frame) - min(len(wanted), limit)} more rows, of all metrics, are in the results")
-    lost = table[table["metric"] == "diverged"]
-    if len(lost):
-        some = list(zip(lost["replicate"], lost["generation"], strict=True))[:3]
-        named = ", ".join(f"replicate {replicate} at generation {generation}" for replicate, generation in some)
-        console.print(f"{len(lost)} replicates diverged ({named}{', ...' if len(lost) > 3 else ''}); the means are of the others")
+    _show_lost(console, points, table)
     rule = points[0].experiment.madness
     if rule is not None:
         _show_madness(console, points, verdicts(table, points, rule), rule)
+
+
+def _end(row: dict[Any, Any]) -> str:
+    notes = [f"t = {row['last_generation']}"] if row["last_generation"] > 1 else []
+    notes += [f"{row['last_n']} of {row['first_n']} left"] if row["last_n"] < row["first_n"] else []
+    return figure(row["last"], row["last_se"]) + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _show_lost(console: Any, points: Sequence[Point], table: pd.DataFrame) -> None:
+    """Replicates that diverged and values that are not finite: how many, the first of them, and what the means are of."""
+    lost = table[table["metric"] == "diverged"]
+    if len(lost):
+        row = lost.sort_values(["generation", "replicate"]).iloc[0]
+        at = "".join(f", {path.split('.')[-1]} = {row[path]}" for path in points[0].values)
+        loops = len(points) * points[0].experiment.replicates
+        first = f"replicate {row['replicate']} at generation {row['generation']}{at}"
+        console.print(f"{len(lost)} of {loops} loops diverged, the first {first}; the means are of those still left")
+    odd = int((~np.isfinite(table["value"])).sum())
+    if odd:
+        console.print(f"{odd} values are not finite; the results hold them, the means do not")
 
 
 def _table(title: str, points: Sequence[Point], columns: Sequence[str]) -> Any:
@@ -124,8 +144,12 @@ def _show_madness(console: Any, points: Sequence[Point], found: Sequence[tuple[P
 
 
 def figure(value: float, error: float) -> str:
-    """A value with two digits of its standard error: 0.0683 ± 0.0015."""
+    """A value with two digits of its standard error, 0.0683 ± 0.0015; "-" for no value."""
+    if math.isnan(value):
+        return "-"
     if not math.isfinite(error) or error <= 0:
         return f"{value:.4g}"
-    digits = max(1 - math.floor(math.log10(error)), 0)
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    digits = 1 - math.floor(math.log10(error))
+    if not -4 <= digits <= 8:
+        return f"{value:.2e} ± {error:.1e}"
+    return f"{value:.{max(digits, 0)}f} ± {error:.{max(digits, 0)}f}"

@@ -1,14 +1,16 @@
 """The run folder: results that survive a kill, continue, and end as one table.
 
-    config.yaml          the experiment, resolved: every default filled in
+    config.yaml          the experiment, every default filled in; it can be run again
     environment.json     versions, one entry for each that the run was continued under
     generations.parquet  the finished table: one column a swept path, then replicate, generation, metric, value
-    state.json           the commit point: which parts and states count
+    state.json           the commit point: the experiment, and which parts and states count
+    state.copy.json      the same, for when state.json is damaged
     parts/ states/       rows as they came, and what the loops need to go on
 
-Every file is written under a temporary name, synced and renamed; state.json last. A file that it does not name does
-not count, so a kill loses what was under way and nothing else. Files are checked against their hashes when a run
-continues. The table is sorted when it is merged: its bytes do not depend on kills, workers or time.
+Every file is written under a temporary name, synced and renamed; state.json after what it names, and what it no longer
+names is removed after that. A file that it does not name does not count, so a kill loses what was under way and nothing
+else. Files are checked against their hashes when a run continues. The table is sorted when it is merged: its bytes do not
+depend on kills, workers or time.
 """
 
 import contextlib
@@ -31,11 +33,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from selfloop.config import Point, describe
+from selfloop.config import Point, Source, describe, resolved
 from selfloop.measure import Array
 
-GROWS = ("generations", "replicates", "sweep.grid")
-FREE = ("name", "madness")
+WATCHED = ("name", "madness", "sweep")
+"""Sections that may change at will: they say how results are shown, or are compared point by point."""
+
+STATES = ("state.json", "state.copy.json")
 
 
 class RunError(Exception):
@@ -82,29 +86,34 @@ def short(key: str) -> str:
 class RunFolder:
     """One experiment's folder, locked while it is open. Use as a context manager.
 
-    Raises RunError if the folder is in use, cannot be written, belongs to another configuration, or is damaged.
+    repair: start loops over whose saved files are damaged. Raises RunError if the folder is in use, cannot be written,
+    belongs to another configuration, is no run folder, or is damaged.
     """
 
-    def __init__(self, folder: Path, points: Sequence[Point], repair: bool = False):
+    def __init__(self, folder: Path, source: Source, points: Sequence[Point], repair: bool = False):
         self.folder = folder
         self.points = list(points)
         self.repair = repair
         self.notes: list[str] = []
-        self._state: dict[str, Any] = {"version": 1, "parts": [], "progress": {}, "first": {}, "hashes": {}, "table": None}
+        self._config = yaml.safe_dump(resolved(source, points), sort_keys=False, width=120).encode()
+        self._state: dict[str, Any] = {"version": 1, "parts": [], "progress": {}, "first": {}, "hashes": {}}
+        self._state |= {"commits": 0, "table": None}
 
     def __enter__(self) -> "RunFolder":
         with self._explained("open"):
-            for part in ("", "parts", "states"):
-                (self.folder / part).mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._is_new():
+                self._check_new()
             self._lock = filelock.FileLock(str(self.folder / "lock"), timeout=0)
             try:
                 self._lock.acquire()
             except filelock.Timeout as error:
                 raise RunError(
-                    f"{self.folder} is in use by another process; wait for it or choose another folder with --out"
+                    f"{self.folder} is in use by another process; wait until it is done, or choose another folder with --out"
                 ) from error
         try:
-            self._continue()
+            with self._explained("open"):
+                self._continue()
         except BaseException:
             self._lock.release()
             raise
@@ -113,73 +122,71 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    # What is there ------------------------------------------------------------------------------------------------------
+    # What is there -----------------------------------------------------------------------------------------------------
 
     def _continue(self) -> None:
-        resolved = resolved_config(self.points)
-        if (self.folder / "state.json").exists():
-            self._read_state()
-            self._compare(resolved)
+        self._read_state()
+        now = described(self.points)
+        if "experiment" in self._state:
+            _compare(self.folder, self._state["experiment"], now)
             self._check_files()
-        with self._explained("write"):
-            self._write("config.yaml", yaml.safe_dump(resolved, sort_keys=False, width=120).encode())
-            self._note_environment()
-            self._commit()
-            self._sweep_orphans()
+            if self._state["experiment"]["points"] != now["points"]:
+                self._state["table"] = None
+        self._state["experiment"] = now
+        for place in ("parts", "states"):
+            (self.folder / place).mkdir(exist_ok=True)
+        self._commit()
+        if not self._is_sound("config.yaml", _digest(self._config)):
+            self._write("config.yaml", self._config)
+        self._note_environment()
+        self._sweep_orphans()
 
     def _read_state(self) -> None:
-        path = self.folder / "state.json"
-        try:
-            state = json.loads(path.read_text())
-            if state["version"] != 1 or not isinstance(state["progress"], dict):
-                raise ValueError("unknown version")
-        except (ValueError, KeyError, TypeError) as error:
+        """The last commit; nothing for a new folder. A damaged state.json is replaced by its copy."""
+        if self._is_new():
+            return
+        for name in STATES:
+            try:
+                self._state = _unsealed((self.folder / name).read_bytes())
+            except (FileNotFoundError, ValueError, KeyError, TypeError):
+                continue
+            if name != STATES[0]:
+                self.notes.append(f"{STATES[0]} is missing or damaged; its copy is used, nothing is lost")
+            return
+        if not self.repair:
             raise RunError(
-                f"{path} is damaged ({error}); what generations.parquet holds is still good. "
-                "Restore state.json from a backup, or start anew in another folder with --out"
-            ) from error
-        self._state = state
-
-    def _compare(self, resolved: dict[str, Any]) -> None:
-        try:
-            before = yaml.safe_load((self.folder / "config.yaml").read_text())
-            old, new = flatten(before), flatten(resolved)
-        except (OSError, yaml.YAMLError, AttributeError) as error:
-            raise RunError(f"{self.folder / 'config.yaml'} is missing or damaged; restore it or use another --out") from error
-        changed = []
-        for path in sorted({*old, *new}):
-            was, now = old.get(path), new.get(path)
-            if was == now or path.split(".")[0] in FREE or path.startswith("sweep.grid"):
-                continue
-            if path == "generations" and was is not None and now is not None and now > was:
-                continue
-            if path == "replicates" and self._may_grow(was, now, old.get("chunk"), new.get("chunk")):
-                continue
-            changed.append(f"  {path}: the folder has {was!r}, now {now!r}")
-        lost = [point for point in before.get("points", []) if point not in resolved["points"]]
-        changed += [f"  sweep: the folder has the point {point}, now it is gone" for point in lost]
-        if changed:
-            raise RunError(
-                f"{self.folder} holds results of another configuration:\n" + "\n".join(changed) + "\n"
-                "Only generations, replicates (by whole chunks) and sweep values may grow; use another folder with --out"
+                f"{' and '.join(STATES)} in {self.folder} are damaged or missing. Restore one of them from a backup, run the "
+                "same command with --repair to start the whole run over here, or choose another folder with --out"
             )
+        self.notes.append(f"repaired: {' and '.join(STATES)} were damaged, the whole run starts over")
 
-    @staticmethod
-    def _may_grow(was: Any, now: Any, old_chunk: Any, new_chunk: Any) -> bool:
-        return bool(now > was and old_chunk == new_chunk and was % old_chunk == 0)
+    def _is_new(self) -> bool:
+        return not any((self.folder / name).exists() for name in STATES)
+
+    def _check_new(self) -> None:
+        """Refuse a folder that holds anything but what a kill can leave before the first commit."""
+        ours = {"lock", "parts", "states", f".{STATES[0]}.tmp"}
+        foreign = sorted(path.name for path in self.folder.iterdir() if path.name not in ours)
+        foreign += [f"{place}/" for place in ("parts", "states") if any((self.folder / place).glob("*"))]
+        if foreign:
+            held = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+            raise RunError(
+                f"{self.folder} holds {held} and no {STATES[0]}: it is no run folder, or a damaged one. Choose another folder "
+                f"with --out, or restore {STATES[0]} from a backup"
+            )
 
     def _check_files(self) -> None:
         bad = [name for name, digest in self._state["hashes"].items() if not self._is_sound(name, digest)]
         if bad and not self.repair:
             raise RunError(
-                f"damaged or missing in {self.folder}: {', '.join(bad)}. Restore the files from a backup, or run the same "
-                "command with --repair: the loops that need them start over, all others are kept"
+                f"damaged or missing in {self.folder}: {', '.join(sorted(bad))}. Restore from a backup, or run the same "
+                "command with --repair: the loops that need what is damaged start over, all others are kept"
             )
         if bad:
             self._forget(bad)
         table = self._state["table"]
         if table and not self._is_sound("generations.parquet", table):
-            self.notes.append("generations.parquet is missing or damaged; it is merged again from parts/")
+            self.notes.append("generations.parquet is missing or damaged; it is merged again from parts/, nothing is lost")
             self._state["table"] = None
 
     def _is_sound(self, name: str, digest: str) -> bool:
@@ -202,12 +209,12 @@ class RunFolder:
         for name in bad:
             del self._state["hashes"][name]
         self._state["table"] = None
-        self.notes.append(f"repaired: what depended on {', '.join(bad)} starts over")
+        self.notes.append(f"repaired: what depended on {', '.join(sorted(bad))} starts over")
 
     def _sweep_orphans(self) -> None:
         for place in ("parts", "states"):
             for path in (self.folder / place).iterdir():
-                if f"{place}/{path.name}" not in self._state["hashes"]:
+                if path.is_file() and f"{place}/{path.name}" not in self._state["hashes"]:
                     path.unlink()
 
     def progress(self, point: Point, chunk: int) -> Progress:
@@ -222,6 +229,10 @@ class RunFolder:
                 generation, _, rest = key.partition("/")
                 saved.setdefault(int(generation), {})[rest] = values
         return [saved[generation] for generation in sorted(saved)]
+
+    def history_bytes(self, point: Point, chunk: int) -> int:
+        """How large that is."""
+        return sum((self.folder / name).stat().st_size for name in self.progress(point, chunk).files)
 
     def first(self, group: str, chunk: int) -> dict[str, Array] | None:
         """The saved first fit that the points of a group share."""
@@ -243,13 +254,15 @@ class RunFolder:
         """Make a round of work count: its rows, and where each loop now stands.
 
         advances: (point key, chunk) -> (generations done, new saved generations, how many the loop looks back, None = all);
-        firsts: (group, chunk) -> state of the shared first fit. Raises RunError on a full disk; what was committed before stays.
+        firsts: (group, chunk) -> state of the shared first fit. Raises RunError on a full disk; what was committed
+        before stays.
         """
         with self._explained("write"):
             old = set(self._state["hashes"])
             state = json.loads(json.dumps(self._state))
             if blocks:
-                name = f"parts/{len(state['parts']):06d}-{short(str(sorted(advances)))}.parquet"
+                name = f"parts/{state['commits']:06d}.parquet"
+                state["commits"] += 1
                 self._add(state, name, _parquet(_block_table(blocks)))
                 state["parts"].append({"file": name, "units": sorted({f"{short(b.point)}/{b.chunk}" for b in blocks})})
             for (group, chunk), arrays in firsts.items():
@@ -276,7 +289,7 @@ class RunFolder:
             except BaseException:
                 self._state = before
                 raise
-            for name in old - needed:
+            for name in old - needed:  # after the copy of the state too, so that either state finds all it names
                 (self.folder / name).unlink(missing_ok=True)
 
     def _add(self, state: dict[str, Any], name: str, content: bytes) -> None:
@@ -284,7 +297,8 @@ class RunFolder:
         state["hashes"][name] = _digest(content)
 
     def _commit(self) -> None:
-        self._write("state.json", json.dumps(self._state, indent=0).encode())
+        for name in STATES:
+            self._write(name, _sealed(self._state))
 
     def merge(self) -> pd.DataFrame:
         """Write generations.parquet from the parts, sorted by point, generation, metric and replicate; the table it holds."""
@@ -327,9 +341,8 @@ class RunFolder:
                 errno.EACCES: "permission denied; make it writable or choose another folder with --out",
                 errno.EPERM: "permission denied; make it writable or choose another folder with --out",
             }.get(error.errno or 0, f"{error.strerror or error}; choose another folder with --out")
-            raise RunError(
-                f"cannot {action} in {self.folder}: {remedy}. Finished work is kept: the same command continues"
-            ) from error
+            kept = ". Finished work is kept; the same command continues" if action == "write" else ""
+            raise RunError(f"cannot {action} {self.folder}: {remedy}{kept}") from error
 
     def _note_environment(self) -> None:
         path = self.folder / "environment.json"
@@ -344,24 +357,90 @@ class RunFolder:
             self._write("environment.json", json.dumps([*entries, now], indent=2).encode())
 
 
-def resolved_config(points: Sequence[Point]) -> dict[str, Any]:
-    """The experiment with every default filled in, its swept points listed."""
-    base: dict[str, Any] = describe(points[0].experiment)
-    base["points"] = [point.values for point in points]
-    return base
+def described(points: Sequence[Point]) -> dict[str, Any]:
+    """What results depend on, as dotted path -> value: what all points share, and what each has of its own."""
+    each = [
+        flatten({key: value for key, value in describe(point.experiment).items() if key not in WATCHED})
+        | {"sweep.independent": point.experiment.sweep.independent}
+        for point in points
+    ]
+    shared = {path: value for path, value in each[0].items() if all(path in one and one[path] == value for one in each)}
+    own = [{path: value for path, value in one.items() if path not in shared} for one in each]
+    rows = [{"key": point.key, "at": point.values, "own": values} for point, values in zip(points, own, strict=True)]
+    return {"shared": shared, "points": rows}
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted path -> value; lists are values. Swept paths and the list of points are left out."""
+    """A nested mapping as dotted path -> value; lists are values."""
     if not isinstance(tree, dict) or not tree:
         return {path: tree}
-    swept = {key for point in tree.get("points", []) for key in point} if not path else set()
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        if not path and key == "points":
-            continue
         out |= flatten(value, f"{path}.{key}" if path else str(key))
-    return {key: value for key, value in out.items() if not any(key == p or key.startswith(f"{p}.") for p in swept)}
+    return out
+
+
+def _compare(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise RunError, with the differences, unless all that was asked for before is asked for still, and maybe more."""
+    old, new = ({row["key"]: {**each["shared"], **row["own"]} for row in each["points"]} for each in (before, now))
+    names = {row["key"]: _named(row["at"]) for row in before["points"]}
+    changes: dict[str, list[str]] = {}
+    for key in old.keys() & new.keys():
+        for path in sorted({*old[key], *new[key]}):
+            if not _may_become(path, old[key], new[key]):
+                change = f"{path}: the folder has {_value(old[key], path)}, now {_value(new[key], path)}"
+                changes.setdefault(change, []).append(key)
+    lines = [
+        change + ("" if len(keys) == len(old.keys() & new.keys()) else f", at {_some(names, keys)}")
+        for change, keys in changes.items()
+    ]
+    lost = [key for key in old if key not in new]
+    lines += [f"sweep: the folder has {_some(names, lost)}, now gone"] if lost else []
+    if lines:
+        raise RunError(
+            f"{folder} holds results of another configuration:\n  "
+            + "\n  ".join(lines)
+            + "\nOnly generations, replicates (from "
+            "a whole number of chunks) and the values of a sweep may grow; choose another folder with --out"
+        )
+
+
+def _some(names: Mapping[str, str], keys: Sequence[str]) -> str:
+    ordered = [names[key] or "the one point without a sweep" for key in names if key in keys]
+    return " and ".join(ordered[:2]) + (f" and {len(ordered) - 2} more points" if len(ordered) > 2 else "")
+
+
+def _may_become(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    if path in old and path in new and old[path] == new[path]:
+        return True
+    if path == "generations":
+        return bool(new[path] > old[path])
+    if path == "replicates":
+        return bool(new[path] > old[path] and old[path] % old["chunk"] == 0 and old["chunk"] == new["chunk"])
+    return False
+
+
+def _value(flat: Mapping[str, Any], path: str) -> str:
+    return repr(flat[path]) if path in flat else "none"
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path} = {value}" for path, value in values.items())
+
+
+def _sealed(state: dict[str, Any]) -> bytes:
+    body = json.dumps(state, indent=0)
+    return json.dumps({"sha256": _digest(body.encode())}).encode() + b"\n" + body.encode()
+
+
+def _unsealed(content: bytes) -> dict[str, Any]:
+    head, _, body = content.partition(b"\n")
+    if json.loads(head)["sha256"] != _digest(body):
+        raise ValueError("the content does not match its hash")
+    state: dict[str, Any] = json.loads(body)
+    if state["version"] != 1:
+        raise ValueError("written by another version")
+    return state
 
 
 def environment() -> dict[str, Any]:
@@ -371,7 +450,12 @@ def environment() -> dict[str, Any]:
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    return {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine(), "packages": versions}
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "packages": versions,
+    }
 
 
 def load_generations(folder: Path) -> pd.DataFrame:

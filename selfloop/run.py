@@ -4,18 +4,22 @@ A thin door: it reads the YAML file, calls the library and shows how far it is. 
 """
 
 import json
-import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
-    from selfloop.config import Point
+    from selfloop.config import Point, Source
+    from selfloop.results import RunFolder
+
+LINE_SECONDS = 5.0
+"""How often a line is written where there is no terminal."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,7 +34,10 @@ def main(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
     backend: Annotated[str, typer.Option(help="loky (this machine), dask or ray.")] = "loky",
     scheduler: Annotated[str | None, typer.Option(help="Address of a dask scheduler or a ray cluster.")] = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Start loops over whose saved files are damaged; keep all others.")] = False,
+    save_every: Annotated[float, typer.Option(min=0, help="Seconds of work between saves.")] = 2.0,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Start loops over whose saved files are damaged; keep all others.")
+    ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the YAML file, and stop.")] = False,
 ) -> None:
     """Run a self-consuming loop from a YAML file; the same command continues a run that was stopped."""
@@ -41,155 +48,110 @@ def main(
         return
     if config is None:
         _fail("name an experiment: python -m selfloop.run experiments/gaussian2d.yaml")
-    from selfloop.config import ConfigError, load, read
+    from selfloop import fanout
+    from selfloop.config import ConfigError, groups, load, read
     from selfloop.results import RunError, RunFolder
 
+    folder = out
     try:
+        fanout.check_backend(backend, scheduler)
         source = read(config, overrides or [])
         points = load(source)
-    except ConfigError as error:
+        folder = out or Path("runs") / points[0].experiment.name
+        units = len(fanout.chunks(points[0].experiment)) * len(groups(points))
+        signal.signal(signal.SIGTERM, _stop)  # what a cluster sends before it kills
+        with ExitStack() as stack:
+            parallel, count = stack.enter_context(fanout.executor(backend, scheduler, workers, units))
+            opened = stack.enter_context(RunFolder(folder, source, points, repair))
+            _run(source, points, opened, parallel, count, save_every)
+    except (ConfigError, fanout.BackendError) as error:
         _fail(str(error))
-    folder = out or Path("runs") / points[0].experiment.name
-    try:
-        with RunFolder(folder, points, repair) as opened:
-            _run(source, points, opened, folder, workers, backend, scheduler)
     except RunError as error:
         _fail(str(error), code=1)
+    except fanout.LoopError as error:
+        _fail(f"{error}\nfinished work is in {folder}; with the cause removed, the same command continues", code=1)
     except KeyboardInterrupt:
         _fail(f"stopped; finished work is in {folder}, the same command continues", code=130)
 
 
-def _fail(message: str, code: int = 2) -> Any:
+def _fail(message: str, code: int = 2) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(code)
 
 
-def _run(
-    source: Any, points: "list[Point]", opened: Any, folder: Path, workers: int | None, backend: str, scheduler: str | None
-) -> None:
+def _stop(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _run(source: "Source", points: "list[Point]", folder: "RunFolder", parallel: Any, workers: int, save_every: float) -> None:
     from selfloop import fanout, report
 
     began = time.monotonic()
-    units = len(fanout.chunks(points[0].experiment)) * len(fanout.groups(points))
-    count = min(workers or cores(), units)
-    for note in opened.notes:
+    for note in folder.notes:
         typer.echo(f"note: {note}")
-    with ExitStack() as stack:
-        show = stack.enter_context(Shown(points, opened, count))
-        parallel = stack.enter_context(executor(backend, scheduler, count)) if count > 1 or backend != "loky" else None
-        try:
-            fanout.run(source, points, opened, count, parallel, show)
-        except (ValueError, TypeError, ArithmeticError, ModuleNotFoundError) as error:
-            show.__exit__(None, None, None)
-            _fail(f"{type(error).__name__}: {error}\nfinished work is in {folder}; the same command continues", code=1)
-    table = opened.merge()
-    report.show(points, table)
-    typer.echo(f"\n{time.monotonic() - began:.1f} s; results: {folder / 'generations.parquet'}")
+    with Course(points, folder, workers) as course:
+        fanout.run(source, points, folder, workers, parallel, course, save_every)
+    report.show(points, folder.merge())
+    typer.echo(f"\n{time.monotonic() - began:.1f} s; results: {folder.folder / 'generations.parquet'}")
 
 
-def cores() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+class Course(AbstractContextManager["Course"]):
+    """How far a run is, of all generations of all loops: a bar on a terminal, a line every few seconds elsewhere."""
 
-
-def executor(backend: str, scheduler: str | None, workers: int) -> AbstractContextManager[Any]:
-    """A joblib.Parallel on this machine, on a dask cluster or on a ray cluster.
-
-    Raises ValueError for an unknown backend or a scheduler where none belongs, ModuleNotFoundError, with the remedy, where
-    the package is not installed.
-    """
-    from joblib import Parallel, parallel_config
-
-    stack = ExitStack()
-    if backend not in ("loky", "dask", "ray"):
-        raise ValueError(f"--backend must be loky, dask or ray; got {backend!r}")
-    if backend == "loky" and scheduler:
-        raise ValueError("--scheduler belongs to --backend dask or ray")
-    try:
-        if backend == "dask":
-            from distributed import Client
-
-            stack.enter_context(Client(scheduler, set_as_default=True))
-        if backend == "ray":
-            import ray
-            from ray.util.joblib import register_ray
-
-            register_ray()
-            ray.init(address=scheduler, ignore_reinit_error=True)
-    except ModuleNotFoundError as error:
-        remedy = {"dask": "pip install 'selfloop[scale]'", "ray": "pip install 'selfloop[ray]'"}[backend]
-        raise ModuleNotFoundError(f"--backend {backend} needs {error.name}; run: {remedy}") from error
-    stack.enter_context(parallel_config(backend=backend, n_jobs=workers))
-    parallel = stack.enter_context(Parallel(batch_size=1, pre_dispatch="all"))
-    kept: AbstractContextManager[Any] = _Keep(parallel, stack)
-    return kept
-
-
-class _Keep(AbstractContextManager[Any]):
-    def __init__(self, value: Any, stack: ExitStack):
-        self.value, self.stack = value, stack
-
-    def __enter__(self) -> Any:
-        return self.value
-
-    def __exit__(self, *error: Any) -> None:
-        self.stack.close()
-
-
-class Shown(AbstractContextManager[Callable[[str, int, int], None]]):
-    """How far a run is: a bar on a terminal, a line every few seconds elsewhere."""
-
-    def __init__(self, points: "list[Point]", folder: Any, workers: int):
+    def __init__(self, points: "Sequence[Point]", folder: "RunFolder", workers: int):
         from selfloop.fanout import chunks
 
-        self.names = {point.key: ", ".join(f"{path.split('.')[-1]}={value}" for path, value in point.values.items()) for point in points}
         count = len(chunks(points[0].experiment))
         self.done = {(point.key, chunk): folder.progress(point, chunk).done for point in points for chunk in range(count)}
-        self.generations = points[0].experiment.generations
-        self.total = self.generations * len(self.done)
-        self.before = sum(self.done.values())
+        self.names = {
+            point.key: ", ".join(f"{path.split('.')[-1]}={value}" for path, value in point.values.items()) for point in points
+        }
+        self.total = points[0].experiment.generations * len(self.done)
+        self.before = self.now = sum(self.done.values())
         self.workers = workers
-        self.last = 0.0
-        self.bar: Any = None
+        self.began = self.last = time.monotonic()
+        self.bar = self._bar() if sys.stdout.isatty() else None
 
-    def __enter__(self) -> Callable[[str, int, int], None]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.began = time.monotonic()
-        process = f"{self.workers} process{'es' if self.workers > 1 else ''}"
-        if sys.stdout.isatty():
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("generations, {task.fields[rate]}/s, left"),
-                TimeRemainingColumn(),
-                console=Console(),
-            )
+    def __enter__(self) -> "Course":
+        processes = f"{self.workers} process{'es' if self.workers > 1 else ''}"
+        loops = f"{len(self.names)} sweep point{'s' if len(self.names) > 1 else ''}, {self.total} generations in all"
+        print(f"{loops}{f', {self.before} done before' if self.before else ''}, {processes}", flush=True)
+        if self.bar is not None and self.before < self.total:
+            self.task = self.bar.add_task("starting", total=self.total, completed=self.before, rate="")
             self.bar.start()
-            self.task = self.bar.add_task("starting", total=self.total, completed=self.before, rate="-")
-        else:
-            print(f"{len(self.names)} sweep points, {self.total} generations in all, {self.before} done, {process}", flush=True)
         return self
 
     def __call__(self, point: str, chunk: int, generation: int) -> None:
         """A loop has reached a generation."""
+        self.now += generation - self.done[point, chunk]
         self.done[point, chunk] = generation
-        done, now = sum(self.done.values()), time.monotonic()
-        rate = (done - self.before) / max(now - self.began, 1e-9)
-        name = f"generation {generation}/{self.generations}" + (f" at {self.names[point]}" if self.names[point] else "")
-        if self.bar:
-            self.bar.update(self.task, completed=done, description=name, rate=f"{rate:.0f}")
-        elif now - self.last > 5 or done == self.total:
-            self.last = now
-            left = (self.total - done) / rate if rate else float("nan")
-            print(f"{done}/{self.total} generations, {name}, {rate:.0f}/s, {left:.0f} s left", flush=True)
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        rate = (self.now - self.before) / seconds
+        name = f"generation {generation}" + (f", {self.names[point]}" if self.names[point] else "")
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.now, description=name, rate=f"{rate:.3g}/s")
+        elif time.monotonic() - self.last > LINE_SECONDS or self.now == self.total:
+            self.last = time.monotonic()
+            left = f"{(self.total - self.now) / rate:.0f} s left" if self.now < self.total else f"done in {seconds:.0f} s"
+            print(f"{self.now}/{self.total} generations, at {name}; {rate:.3g}/s, {left}", flush=True)
 
-    def __exit__(self, *error: Any) -> None:
-        if self.bar:
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
             self.bar.stop()
-            self.bar = None
+
+    @staticmethod
+    def _bar() -> Any:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        return Progress(
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=12),
+            TextColumn("{task.completed}/{task.total} {task.fields[rate]}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            expand=True,
+        )
 
 
 if __name__ == "__main__":

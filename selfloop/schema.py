@@ -9,8 +9,6 @@ from selfloop import registry
 from selfloop.config import SLOTS, Experiment
 
 OWN_KIND = {"type": "string", "pattern": ":", "description": "package.module:Class, a class of one's own"}
-
-
 SLOT = "selfloop slot"
 
 
@@ -32,9 +30,23 @@ def json_schema() -> dict[str, Any]:
         members = [_member(group, kind, definitions) for kind in kinds]
         own = {"type": "object", "required": ["kind"], "properties": {"kind": OWN_KIND}}
         definitions[group] = {"anyOf": [*members, own, {"type": "string", "enum": list(kinds)}]}
-    trackers = {name: {"anyOf": [_reference("trackers", name, kind_known=True), {"type": "null"}]} for name in registry.KINDS["trackers"]}
-    schema["properties"]["track"] = {"type": "object", "minProperties": 1, "properties": trackers, "additionalProperties": definitions["trackers"]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "selfloop experiment", **schema}
+    trackers = {
+        kind: {"anyOf": [_reference("trackers", kind, kind_known=True), {"type": "null"}]}
+        for kind in registry.KINDS["trackers"]
+    }
+    others = {"$ref": "#/$defs/trackers"}
+    schema["properties"]["track"] |= {"minProperties": 1, "properties": trackers, "additionalProperties": others}
+    del definitions["Tracker"]
+    schema["properties"]["sweep"] = {"anyOf": [schema["properties"]["sweep"], {"type": "null"}]}
+    for name, definition in definitions.items():
+        definitions[name] = _with_short_form(definition)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "selfloop experiment"}
+
+
+def _with_short_form(schema: dict[str, Any]) -> dict[str, Any]:
+    """A section whose fields all have defaults may be its kind alone."""
+    kinds = schema.get("properties", {}).get("kind", {}).get("enum")
+    return {"anyOf": [schema, {"enum": kinds}]} if kinds and not schema.get("required") else schema
 
 
 def _described(cls: type[Any]) -> dict[str, Any]:

@@ -150,6 +150,24 @@ def test_a_member_that_is_not_finite_leaves_its_neighbours_bit_identical(algorit
     np.testing.assert_array_equal(drawn[0][1:], drawn[1][1:])
 
 
+@pytest.mark.parametrize(("algorithm", "source"), CASES)
+def test_a_point_of_no_weight_has_no_say(algorithm, source):
+    """So that curators, which drop points by weight 0, act on every algorithm. A fixed design keeps its rows, whatever their weight."""
+    if getattr(algorithm, "design", "fresh") == "fixed":
+        algorithm = type(algorithm)(noise=algorithm.noise, design="fresh")
+    data, _ = fitted(algorithm, source)
+    weights = np.ones((3, 60))
+    weights[:, ::7] = 0
+    points = np.array(data.points, dtype=float)
+    points[:, ::7] = points[:, 1:2] if source == "categorical" else 9.0
+    one, two = (
+        algorithm.fit(Measure(x, weights / weights.sum(axis=-1, keepdims=True)), np.random.default_rng(2))
+        for x in (np.array(data.points, dtype=float), points)
+    )
+    drawn = [model.sample(20, np.random.default_rng(3)).points for model in (one, two)]
+    np.testing.assert_allclose(drawn[0], drawn[1], rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize(("algorithm", "source"), [case for case in CASES if "law" in case.values[0].gives])
 def test_samples_follow_the_law_that_is_claimed(algorithm, source):
     _, model = fitted(algorithm, source, runs=1)

@@ -111,8 +111,8 @@ def test_a_replicate_is_the_same_alone_and_in_company_of_another_law(n, seed):
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(angle=st.floats(0, 3), kind=st.sampled_from(POINT_FREE))
 def test_a_rotation_of_the_real_law_rotates_the_expected_loop(angle, kind):
-    """Mean covariance over 3000 replicates, rotated back, within 4.5 standard errors of the unrotated one's (30 fixed examples of
-    4 entries: a false alarm in 1 of 1200 choices of them)."""
+    """Mean covariance over 3000 replicates, rotated back, within 4.5 standard errors of the unrotated one's (30 fixed examples
+    of 4 entries: a false alarm in 1 of 1200 choices of them)."""
     u = rotation(angle)
     cov = np.diag([2.0, 0.5])
     mix = Mix(kind=kind, n_real=20)
