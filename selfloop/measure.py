@@ -167,7 +167,7 @@ class Measure:
         centred = points - mean[..., None, :]
         cov = np.einsum("...nd,...ne->...de", centred * self.weights[..., None], centred)
         n = 1.0 / (self.weights**2).sum(axis=-1)
-        return Moments(float(np.ravel(n)[0]) if np.ptp(n) < 1e-6 else n, mean, cov)
+        return Moments(float(np.ravel(n)[0]) if np.ptp(n) <= 1e-12 * np.max(n) else n, mean, cov)
 
 
 @dataclass(frozen=True)

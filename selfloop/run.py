@@ -59,7 +59,6 @@ def main(
         points = load(source)
         folder = out or Path("runs") / points[0].experiment.name
         units = len(fanout.chunks(points[0].experiment)) * len(groups(points))
-        signal.signal(signal.SIGTERM, _stop)  # what a cluster sends before it kills
         with ExitStack() as stack:
             parallel, count = stack.enter_context(fanout.executor(backend, scheduler, workers, units))
             opened = stack.enter_context(RunFolder(folder, source, points, repair))
@@ -155,4 +154,5 @@ class Course(AbstractContextManager["Course"]):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)  # what a cluster sends before it kills
     app()

@@ -36,6 +36,7 @@ sweep:
   grid:
     mix.n_synthetic: [10, 20]
 """
+LIGHT = "track={w2: }"
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_on_a_terminal_a_bar_of_eighty_columns_shows_generation_point_rate_and_t
     pty = pytest.importorskip("pty")
     parent, child = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
-    line = [sys.executable, "-m", "selfloop.run", config, "generations=40", "--workers", "1", "--save-every", "0"]
+    line = [sys.executable, "-m", "selfloop.run", config, "generations=9", LIGHT, "--workers", "1", "--save-every", "0"]
     process = subprocess.Popen(line, stdout=child, stderr=child, env=environment)
     os.close(child)
     output = b""
@@ -182,10 +183,10 @@ def test_on_a_terminal_a_bar_of_eighty_columns_shows_generation_point_rate_and_t
     assert process.wait(timeout=60) == 0
     os.close(parent)
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode())
-    frames = [frame for frame in re.split(r"[\r\n]+", plain) if "left" in frame and "/160" in frame]
+    frames = [frame for frame in re.split(r"[\r\n]+", plain) if "left" in frame and "/36" in frame]
     assert len(frames) > 1
     assert all(len(frame) <= 80 for frame in frames)
-    assert re.match(r"generation 40, n_synthetic=20 +━+ 160/160 \S+/s \S+ left$", frames[-1])
+    assert re.match(r"generation 9, n_synthetic=20 +━+ 36/36 \S+/s \S+ left$", frames[-1])
 
 
 # What it imports -------------------------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ def test_an_algorithm_that_fails_is_told_with_the_loop_and_the_line_and_without_
 
 @pytest.mark.parametrize(("sent", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
 def test_a_run_that_is_told_to_stop_says_so_and_the_same_command_continues(config, sent, workers):
-    arguments = (config, "generations=30", "--save-every", 0, "--workers", workers)
+    arguments = (config, "generations=30", LIGHT, "--save-every", 0, "--workers", workers)
     process = start(*arguments)
     wait_for_commits(Path("runs/tiny"), 4, process)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -303,8 +304,8 @@ def test_a_run_that_is_told_to_stop_says_so_and_the_same_command_continues(confi
     assert "Traceback" not in told
     assert_gone(family)
     assert not Path("runs/tiny/generations.parquet").exists()
-    assert invoke(config, "generations=30", "--workers", 1).exit_code == 0
-    assert invoke(config, "generations=30", "--workers", 1, "--out", "whole").exit_code == 0
+    assert invoke(config, "generations=30", LIGHT, "--workers", 1).exit_code == 0
+    assert invoke(config, "generations=30", LIGHT, "--workers", 1, "--out", "whole").exit_code == 0
     assert Path("runs/tiny/generations.parquet").read_bytes() == Path("whole/generations.parquet").read_bytes()
 
 
@@ -315,7 +316,7 @@ def assert_gone(processes):
 
 
 def test_a_killed_worker_ends_the_run_with_a_message(config):
-    process = start(config, "generations=400", "--save-every", 0, "--workers", 2)
+    process = start(config, "generations=400", LIGHT, "--save-every", 0, "--workers", 2)
     wait_for_commits(Path("runs/tiny"), 3, process)
     family = psutil.Process(process.pid).children(recursive=True)
     worker = next(one for one in family if "popen_loky" in " ".join(one.cmdline()))
@@ -328,7 +329,7 @@ def test_a_killed_worker_ends_the_run_with_a_message(config):
 
 
 def test_a_killed_parent_leaves_no_workers_behind(config):
-    process = start(config, "generations=400", "--save-every", 0, "--workers", 2)
+    process = start(config, "generations=400", LIGHT, "--save-every", 0, "--workers", 2)
     wait_for_commits(Path("runs/tiny"), 3, process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
