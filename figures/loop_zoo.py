@@ -74,7 +74,7 @@ def draw(results: Path) -> Figure:
     ]
     handles.append(Line2D([], [], **THEORY, label="closed form"))
     panels["A"].legend(
-        handles=handles, loc="upper right", bbox_to_anchor=(1.04, 0.87), labelspacing=0.25, handlelength=1.6, fontsize=7.5
+        handles=handles, loc="upper right", bbox_to_anchor=(1.1, 0.84), labelspacing=0.25, handlelength=1.6, fontsize=7.5
     )
     note(
         figure,

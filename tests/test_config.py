@@ -730,6 +730,7 @@ def test_an_entry_point_is_found_and_named_among_the_kinds(write, mine, monkeypa
 # The registry ----------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.text("abc", max_size=5), st.text("abc", max_size=5), st.text("abc", max_size=5))
 def test_edits_are_symmetric_zero_for_equals_only_and_no_more_than_the_longer_word(a, b, c):
     assert registry.edits(a, b) == registry.edits(b, a)
@@ -738,6 +739,7 @@ def test_edits_are_symmetric_zero_for_equals_only_and_no_more_than_the_longer_wo
     assert registry.edits(a + c, b + c) <= registry.edits(a, b)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["omega", "n_synthetic", "weight_real", "kind"]), st.data())
 def test_one_edit_costs_one(word, data):
     assert registry.edits(word, data.draw(misspelt(word))) <= 1

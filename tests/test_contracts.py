@@ -152,7 +152,7 @@ def test_a_member_that_is_not_finite_leaves_its_neighbours_bit_identical(algorit
 
 @pytest.mark.parametrize(("algorithm", "source"), CASES)
 def test_a_point_of_no_weight_has_no_say(algorithm, source):
-    """So curators, which drop points by weight 0, act on every algorithm. (A fixed design keeps its rows, whatever their weight.)"""
+    """So curators, which drop points by weight 0, act on every algorithm. (A fixed design keeps all its rows.)"""
     if getattr(algorithm, "design", "fresh") == "fixed":
         algorithm = type(algorithm)(noise=algorithm.noise, design="fresh")
     data, _ = fitted(algorithm, source)
