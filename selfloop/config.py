@@ -274,7 +274,7 @@ def _put(tree: dict[str, Any], path: Path_, value: Any, merge: bool = False) -> 
         here, walked = here[key], (*walked, key)
     last = _step(here, path[-1], walked)
     old = _section(here.get(last)) if isinstance(here, dict) and merge else None
-    if isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+    if isinstance(value, dict) and isinstance(old, dict) and value.get("kind") in (None, old.get("kind", value.get("kind"))):
         here[last] = old
         for key, inner in value.items():
             _put(old, (key,), inner, merge=True)
@@ -555,7 +555,8 @@ def _fill(hint: Any, value: Any, path: Path_, faults: list[Fault]) -> Any:
 
 
 def _named_members(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> dict[str, Any] | None:
-    """name -> member; the name is the kind where no other is given."""
+    """name -> member; the name is the kind where no other is given. A name that is `false` is left out."""
+    value = {name: options for name, options in value.items() if options is not False} if isinstance(value, dict) else value
     if not isinstance(value, dict) or not value:
         faults.append(Fault(path, f"must be a section of name: options, with one name at least; got {_shown(value)}"))
         return None
@@ -565,7 +566,9 @@ def _named_members(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> d
         if isinstance(options, dict):
             out[name] = _member(slot, {"kind": name, **options}, (*path, name), faults)
         else:
-            faults.append(Fault((*path, name), f"must be a section of options or empty; got {_shown(options)}"))
+            faults.append(
+                Fault((*path, name), f"must be a section of options, empty, or false to leave it out; got {_shown(options)}")
+            )
     return out
 
 

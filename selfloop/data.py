@@ -218,7 +218,7 @@ class Digits:
         try:
             from sklearn.datasets import load_digits
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("the digits come with scikit-learn; run: pip install 'selfloop[images]'") from error
+            raise ModuleNotFoundError("the digits come with scikit-learn; run: pip install scikit-learn") from error
         images, labels = load_digits(return_X_y=True)
         order = rng.permuted(np.tile(np.arange(len(images)), (replicates, 1)), axis=1)
         return DataSet(images / 16.0, labels.astype(np.int64), order, self.rows)

@@ -299,8 +299,8 @@ def _commit_round(outcomes: Sequence[Outcome], grouped: Sequence[Sequence[Point]
 
 BACKENDS = {
     "loky": None,
-    "dask": ("distributed", "pip install 'selfloop[scale]'"),
-    "ray": ("ray", "pip install 'selfloop[ray]'"),
+    "dask": ("distributed", "pip install 'dask[distributed]'"),
+    "ray": ("ray", "pip install 'ray[default]'"),
 }
 
 

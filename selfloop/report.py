@@ -79,9 +79,10 @@ def show(points: Sequence[Point], table: pd.DataFrame, limit: int = 40) -> None:
     main = next((name for name in points[0].experiment.track if (names == name).any()), next(iter(names), ""))
     wanted = frame[names == main] if len(frame) > limit else frame
     title = f"{points[0].experiment.name}: mean over replicates ± standard error"
-    out = _table(title, points, ["metric", "generation 1", "at the end"])
+    out = _table(title, points, ["metric", "generation 1", "at the end", "t"])
     for row in wanted.head(limit).to_dict("records"):
-        out.add_row(*_labels(points, row), str(row["metric"]), figure(row["first"], row["first_se"]), _end(row))
+        start = figure(row["first"], row["first_se"])
+        out.add_row(*_labels(points, row), str(row["metric"]), start, _end(row), str(row["last_generation"]))
     console.print(out)
     if len(wanted) < len(frame) or len(wanted) > limit:
         console.print(f"{len(frame) - min(len(wanted), limit)} more rows, of all metrics, are in the results")
@@ -92,9 +93,8 @@ def show(points: Sequence[Point], table: pd.DataFrame, limit: int = 40) -> None:
 
 
 def _end(row: dict[Any, Any]) -> str:
-    notes = [f"t = {row['last_generation']}"] if row["last_generation"] > 1 else []
-    notes += [f"{row['last_n']} of {row['first_n']} left"] if row["last_n"] < row["first_n"] else []
-    return figure(row["last"], row["last_se"]) + (f" ({', '.join(notes)})" if notes else "")
+    left = f" ({row['last_n']} of {row['first_n']} left)" if row["last_n"] < row["first_n"] else ""
+    return figure(row["last"], row["last_se"]) + left
 
 
 def _show_lost(console: Any, points: Sequence[Point], table: pd.DataFrame) -> None:

@@ -31,7 +31,7 @@ def json_schema() -> dict[str, Any]:
         own = {"type": "object", "required": ["kind"], "properties": {"kind": OWN_KIND}}
         definitions[group] = {"anyOf": [*members, own, {"type": "string", "enum": list(kinds)}]}
     trackers = {
-        kind: {"anyOf": [_reference("trackers", kind, kind_known=True), {"type": "null"}]}
+        kind: {"anyOf": [_reference("trackers", kind, kind_known=True), {"type": "null"}, {"const": False}]}
         for kind in registry.KINDS["trackers"]
     }
     others = {"$ref": "#/$defs/trackers"}

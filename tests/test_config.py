@@ -540,6 +540,28 @@ def test_a_label_merges_its_override_and_replaces_a_section_of_another_kind(writ
     assert replaced.experiment.algorithm.algorithm.sampler.kind == "heun"
 
 
+def test_a_label_that_names_a_kind_merges_into_a_section_that_names_none(write):
+    """mix has a kind by default: sweeping over whole mixes keeps the sizes that are said once."""
+    text = (
+        "real: {kind: gaussian, mean: [0], cov: [[1]]}\nmix: {n_real: 200}\nalgorithm: gaussian\ntrack: {w2: }\n"
+        "sweep:\n  grid:\n    mix:\n      replace: {kind: fully_synthetic}\n      more: {kind: augment, ratio: 2.0}\n"
+    )
+    mixes = [point.experiment.mix for point in points_of(write(text))]
+    assert [(mix.kind, mix.n_real, mix.ratio) for mix in mixes] == [
+        ("fully_synthetic", (200,), None),
+        ("augment", (200,), (2.0,)),
+    ]
+
+
+def test_a_tracker_is_switched_off_by_false_and_not_by_nothing(write):
+    def tracked(*overrides: str) -> list[str]:
+        return list(points_of(write(BASE), *overrides)[0].experiment.track)
+
+    assert "variance" not in tracked("track.variance=false")
+    assert "variance" in tracked("track.variance=null")
+    assert "w2" in tracked("track.variance=false")
+
+
 def test_a_section_is_set_before_what_is_inside_it_whatever_the_order(write):
     text, _ = edited(
         NO_MADNESS,

@@ -81,7 +81,7 @@ def test_a_run_says_what_it_does_what_it_found_and_where_the_results_are(config)
     assert lines[0] == "2 sweep points, 12 generations in all, 1 process"
     assert re.match(r"12/12 generations, at generation 3, n_synthetic=20; \S+/s, done in \d s", lines[1])
     assert "tiny: mean over replicates ± standard error" in done.stdout
-    rows = re.findall(r"^ +(10|20) +(\S+) +(\S+ ± \S+) +(\S+ ± \S+) \(t = 3\) *$", done.stdout, re.MULTILINE)
+    rows = re.findall(r"^ +(10|20) +(\S+) +(\S+ ± \S+) +(\S+ ± \S+) +3 *$", done.stdout, re.MULTILINE)
     assert [row[:2] for row in rows] == [(n, metric) for n in ("10", "20") for metric in ("w2", "w2_empirical", "w2_floor")]
     table = load_generations(Path("runs/tiny"))
     last = table[(table["mix.n_synthetic"] == 20) & (table["metric"] == "w2") & (table["generation"] == 3)]["value"]
@@ -133,16 +133,18 @@ def test_a_command_without_an_experiment_names_one():
     assert done.stderr == "name an experiment: python -m selfloop.run experiments/gaussian2d.yaml\n"
 
 
-@pytest.mark.parametrize(("backend", "package", "extra"), [("dask", "distributed", "scale"), ("ray", "ray", "ray")])
+@pytest.mark.parametrize(
+    ("backend", "package", "installed"), [("dask", "distributed", "dask[distributed]"), ("ray", "ray", "ray[default]")]
+)
 def test_a_backend_whose_package_is_missing_is_told_with_the_command_that_installs_it(
-    config, monkeypatch, backend, package, extra
+    config, monkeypatch, backend, package, installed
 ):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     done = invoke(config, "--backend", backend)
     assert done.exit_code == 2
     assert done.stderr == (
-        f"--backend {backend} needs the package {package}, which is not installed; run: pip install 'selfloop[{extra}]'\n"
+        f"--backend {backend} needs the package {package}, which is not installed; run: pip install '{installed}'\n"
     )
     assert not Path("runs").exists()
 
@@ -407,7 +409,7 @@ def test_values_that_are_missing_or_not_finite_are_left_out_of_the_means_and_cou
     np.testing.assert_array_equal(report.curves(table, "w2", {}), [[1, 4], [2, np.nan], [3, np.nan]])
     report.show(points, table)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "4 (t = 3, 1 of 3 left)" in printed
+    assert "4 (1 of 3 left) 3" in printed
     assert "1 of 3 loops diverged, the first replicate 2 at generation 3; the means are of those still left" in printed
     assert "1 values are not finite; the results hold them, the means do not" in printed
 
