@@ -85,6 +85,21 @@ def factor(cov: Array) -> Array:
     return np.where(positive[..., None, None], np.linalg.cholesky(safe), np.nan)
 
 
+def root(cov: Array) -> Array:
+    """A matrix R with R R^T = cov: the Cholesky factor, or the symmetric root of a member that is singular.
+
+    So a law that has collapsed onto a line can still be drawn from. NaN for a member that is not finite or has an eigenvalue below
+    zero beyond rounding.
+    """
+    lower = factor(cov)
+    flat = np.isnan(lower).any(axis=(-2, -1)) & np.isfinite(cov).all(axis=(-2, -1))
+    if not flat.any():
+        return lower
+    values, _ = eigh(cov)
+    flat &= values[..., 0] >= -16 * np.finfo(float).eps * np.abs(values[..., -1])
+    return np.where(flat[..., None, None], sqrt(cov), lower)
+
+
 def product(a: Array, b: Array) -> Array:
     """The matrix product a @ b of shapes (*batch, k, l) and (*batch, l, m); for l <= 3 as l outer products over the batch."""
     if a.shape[-1] > 3:

@@ -65,6 +65,11 @@ class DataSet:
     order: Ints
     n_train: int
 
+    @property
+    def rows(self) -> int:
+        """Rows for training."""
+        return self.n_train
+
     def take(self, start: int, n: int, rng: Generator, statistics: bool = False) -> Data:
         """Rows start .. start + n - 1 of each replicate's order. Raises ValueError when they run out."""
         if start + n > self.n_train:

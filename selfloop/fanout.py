@@ -8,6 +8,7 @@ So a kill loses one round at most, no worker needs the folder, and the backend i
 import importlib.util
 import json
 import os
+import signal
 import threading
 import time
 import traceback
@@ -360,7 +361,8 @@ def _parallel(backend: str, count: int, **options: Any) -> Iterator[Any]:
 
 
 def _leave_with(parent: int) -> None:
-    """Let a worker end when its parent was killed: it would wait for work for minutes."""
+    """Let a worker end when its parent does: Ctrl-C is for the parent, and without one it would wait for work for minutes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

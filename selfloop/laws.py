@@ -47,7 +47,9 @@ class Gaussian:
         )
 
     def biased(self, bias: float) -> "Gaussian":
-        """N(mean, bias * cov), the sampling bias lambda of Alemohammad et al. (2023), section 2.2."""
+        """N(mean, bias * cov), bias > 0: the sampling bias lambda of Alemohammad et al. (2023)."""
+        if not bias > 0:
+            raise ValueError(f"bias must be above 0, got {bias}")
         return Gaussian(self.mean, bias * self.cov)
 
     def is_finite(self) -> np.ndarray:
@@ -56,8 +58,10 @@ class Gaussian:
 
     def sample(self, n: int, rng: Generator, labels: None = None, work: object = None) -> Measure:
         """n independent points in every member of the batch: points (*batch, n, d)."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
         z = rng.standard_normal((*self.batch, n, self.d))
-        points = self.mean[..., None, :] + z @ np.swapaxes(covariance.factor(self.cov), -1, -2)
+        points = self.mean[..., None, :] + z @ np.swapaxes(covariance.root(self.cov), -1, -2)
         return Measure(points, np.broadcast_to(1.0 / n, points.shape[:-1]))
 
     def draw(self, n: int, rng: Generator) -> Moments:
@@ -66,7 +70,9 @@ class Gaussian:
         Bartlett: n S = (L A)(L A)^T with L L^T = cov and A lower triangular, A_ii^2 ~ chi^2(n - i) for i = 1..d,
         A_ij ~ N(0, 1) below. For n <= d the rank falls to n - 1 and A is d x (n - 1) standard normal.
         """
-        factor = covariance.factor(self.cov)
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        factor = covariance.root(self.cov)
         z = rng.standard_normal((*self.batch, self.d))
         if self.d == 1:
             mean = self.mean + factor[..., 0] * z / np.sqrt(n)

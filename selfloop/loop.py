@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
+
+from selfloop import covariance
 
 from selfloop.measure import Data, finite, with_members_of
 from selfloop.mix import Mix
@@ -28,7 +31,7 @@ def self_consume(
     history: the generations of an earlier, interrupted call, as far back as `mix.memory` reaches; the loop goes on after the
     last of them and yields what the uninterrupted call would have. A replicate whose law is no longer finite is marked as
     diverged and from then on fed the real data, so that its neighbours in the batch never notice; do not read its models.
-    Raises ValueError if the first generation is not finite: the real data is degenerate for this algorithm.
+    Raises ValueError if the first generation is singular, or finite in no replicate: the algorithm has no law for the real data.
     """
     past = list(history)
     for index in range(past[-1].index + 1 if past else 1, generations + 1):
@@ -40,12 +43,8 @@ def self_consume(
             model = algorithm.fit(data, streams(index, "fit"))  # named streams: a longer fit cannot move the draws
         drawn = mix.hand_on(model, source, real, index, streams)
         lost = ~finite(drawn)
-        if index == 1 and lost.any():
-            raise ValueError(
-                f"the first generation is not finite in {int(lost.sum())} of {lost.size} replicates: the real data is "
-                "degenerate for this algorithm (a singular covariance, constant or duplicated columns?); add points or "
-                "regularisation"
-            )
+        if index == 1:
+            _check_first(model, lost)
         diverged = past[-1].diverged if past else np.zeros(lost.shape, dtype=np.int64)
         diverged = np.where((diverged == 0) & lost, index, diverged)
         if lost.any():
@@ -53,3 +52,19 @@ def self_consume(
         past = [*past, Generation(index, model, drawn, diverged)]
         past = past[-mix.memory :] if mix.memory else past
         yield past[-1]
+
+
+def _check_first(model: Model, lost: NDArray[np.bool_]) -> None:
+    """What is wrong with the real data, or with an extrapolation from it, shows in the first generation."""
+    law = model.law()
+    singular = law is not None and np.isfinite(law.cov).all() and not covariance.is_positive(law.cov).any()
+    if singular:
+        raise ValueError(
+            "the first generation has a singular covariance: the real data has constant or duplicated columns, or fewer distinct "
+            "points than dimensions; drop such columns, add points, or use shrinkage"
+        )
+    if lost.all():
+        raise ValueError(
+            "the first generation is finite in no replicate: the algorithm finds no law for the real data (too few distinct "
+            "points?), or extrapolates beyond every law (omega too large; a category lost without smoothing)"
+        )

@@ -5,12 +5,12 @@ of e_t over the last `tail` generations. In the words of Alemohammad et al. (202
 
     prevention  it never degrades: e_t <= (1 + tolerance) e_1 in every generation
     strong      it degrades, and ends no worse than the standard first generation: e_inf(omega) <= e_1(0)
-    weak        it degrades less than the standard loop, e_inf(omega) / e_1(omega) < e_inf(0) / e_1(0), and ends worse
+    weak        it degrades less than the standard loop, e_inf(omega) / e_1 < e_inf(0) / e_1(0), and ends worse
     none        it degrades no less than the standard loop, and ends worse than its first generation
 
 The first that holds is the class. The paper's formulas are not public beyond the caption; these definitions are ours. It is
 open what G^1 in its denominator is, so both readings are reported: `own` takes e_1(omega), the guided model's first
-generation, as the e_1 of ratios and of prevention; `standard` takes e_1(0), so that the gain of the first generation counts.
+generation, as the e_1 of ratios, prevention and weak; `standard` takes e_1(0), so that the first generation's gain counts.
 
 A mean over replicates has an error: every ratio comes with a bootstrap interval over replicates, and every class with its
 `support`, the share of bootstrap resamples that agree. A curve with a replicate that diverged has no mean, and its class is
@@ -82,7 +82,7 @@ def classify(curve: Array, standard: Array, rule: Madness) -> list[Verdict]:
         code = np.where(
             peak <= 1 + rule.tolerance,
             3,
-            np.where(end <= plain[:, 0], 2, np.where(end / mine[:, 0] < plain_ratio, 1, 0)),
+            np.where(end <= plain[:, 0], 2, np.where(end / first < plain_ratio, 1, 0)),
         )
         ratio = end / first
         low, high = np.quantile(ratio[1:], [(1 - rule.confidence) / 2, (1 + rule.confidence) / 2])

@@ -91,7 +91,7 @@ class Measure:
             raise ValueError(
                 f"weights of shape {self.weights.shape} must match the first axes of points, got {tuple(self.points.shape)}"
             )
-        if not (self.weights >= 0).all() or not np.allclose(self.weights.sum(axis=-1), 1.0, atol=1e-9):
+        if not (self.weights >= 0).all() or not np.allclose(self.weights.sum(axis=-1), 1.0, rtol=0, atol=1e-9):
             raise ValueError(
                 "weights must be >= 0 and add to one over the last axis, got sums "
                 f"{np.ravel(self.weights.sum(axis=-1))[:3]}... and least {self.weights.min()}; divide by their sum"
@@ -148,8 +148,7 @@ class Measure:
 
     def reweighted(self, weights: Array) -> "Measure":
         """The same points under other weights (*batch, n), >= 0, rescaled to add to one."""
-        weights = np.broadcast_to(np.asarray(weights, dtype=float), self.weights.shape)
-        return replace(self, weights=weights / weights.sum(axis=-1, keepdims=True))
+        return replace(self, weights=_rescaled(np.broadcast_to(np.asarray(weights, dtype=float), self.weights.shape)))
 
     def stamped(self, origin: int) -> "Measure":
         """The same points, marked as drawn by generation `origin` (0 = real)."""
@@ -214,13 +213,18 @@ class Selection:
     def apply(self, data: Measure) -> Measure:
         """The data that stays, its own weights multiplied by the selection's and rescaled to add to one.
 
-        Raises ValueError if nothing is kept in a member of the batch.
+        A member of a batch that is left without data, or had none that is finite, comes back as NaN and leaves the others
+        as they are. Raises ValueError if nothing is kept in any member.
         """
         kept = data.subset(self.index)
-        weights = kept.weights * self.weights
-        if not (weights.sum(axis=-1) > 0).all():
+        weights = np.nan_to_num(kept.weights * self.weights)
+        empty = ~(weights.sum(axis=-1) > 0)
+        if empty.all():
             raise ValueError(f"a curator kept none of {data.n} points; relax its threshold")
-        return kept.reweighted(weights)
+        if not empty.any():
+            return kept.reweighted(weights)
+        lost = Measure(np.full_like(kept.points, np.nan, dtype=float), kept.weights)
+        return with_members_of(replace(kept, weights=_rescaled(np.where(empty[..., None], kept.weights, weights))), empty, lost)
 
 
 @overload
@@ -260,6 +264,10 @@ def concatenate(parts: Sequence[Data], masses: Sequence[float] | None = None) ->
         _join_marks([part.labels for part in measures], measures),
         _join_marks([part.origin for part in measures], measures),
     )
+
+
+def _rescaled(weights: Array) -> Array:
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
 def _take(points: Any, index: Ints, axis: int) -> Any:

@@ -65,9 +65,9 @@ LoopName = Literal["fully_synthetic", "augment", "fresh", "accumulate", "accumul
 class Mix:
     """A loop type with its sizes and modifiers.
 
-    n_real        real points: a number, or one for each generation, of which the last goes on
-    n_synthetic   synthetic points that enter a generation; or instead of it `ratio` to, or `fraction` of all with, the
-                  real ones; none of the three: as many as real points
+    n_real        real points: a number; in a fresh loop also one for each generation, of which the last goes on
+    n_synthetic   synthetic points that a generation hands on, likewise; or instead of it their `ratio` to the real points, or
+                  their `fraction` of both together; none of the three: as many as real points
     weight_real   mass of the real part in [0, 1]; by default its share of the points
     bias          lambda > 0: synthetic data is sampled with it, N(mu, lambda S) for a Gaussian
     correction    gamma >= 0: what a generation hands on is (p_t + gamma p_r) / (1 + gamma), by as many new real points of
@@ -95,6 +95,11 @@ class Mix:
         given = [name for name in ("n_synthetic", "ratio", "fraction") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"the synthetic size is said once: give one of n_synthetic, ratio, fraction; got {given}")
+        if len(self.n_real) > 1 and self.type.real != "fresh":
+            raise ValueError(
+                f"n_real changes from generation to generation only in a fresh loop, and a {self.kind} loop draws real data once; "
+                f"got {list(self.n_real)}, give one number"
+            )
         if self.weight_real is not None and self.type.real == "none":
             raise ValueError("weight_real needs a real part; a fully_synthetic loop has none")
         if self.weight_real is not None and self.type.subsample:
@@ -188,17 +193,22 @@ class Mix:
 
 
 def subsampled(data: Measure, n: int, rng: Generator) -> Measure:
-    """n rows without replacement, drawn anew in every member of the batch, their weights rescaled. Needs n <= data.n."""
-    order = np.argsort(rng.random((*data.batch, data.n)), axis=-1)[..., :n]
+    """n rows without replacement, drawn with their weights and anew in every member of the batch; equal weights after that.
+
+    By an exponential race: the rows of the n least -ln(1 - u_i) / w_i. Rows of weight 0 come last and keep weight 0.
+    Needs n <= data.n.
+    """
+    with np.errstate(divide="ignore"):
+        order = np.argsort(-np.log1p(-rng.random((*data.batch, data.n))) / data.weights, axis=-1)[..., :n]
 
     def pick(values: Ints | Array) -> Any:
         return np.take_along_axis(np.broadcast_to(values, (*data.batch, data.n)), order, axis=-1)
 
     rows = order.reshape(*order.shape, *(1 for _ in data.event))
-    weights = pick(data.weights)
+    kept = (pick(data.weights) > 0).astype(float)
     return Measure(
         np.take_along_axis(np.asarray(data.points), rows, axis=len(data.batch)),
-        weights / weights.sum(axis=-1, keepdims=True),
+        kept / kept.sum(axis=-1, keepdims=True),
         None if data.labels is None else pick(data.labels),
         None if data.origin is None else pick(data.origin),
     )

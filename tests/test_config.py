@@ -317,7 +317,7 @@ PAIRS = {
     "n_real <= d": ("mix.n_real", ">= 3 points for a fit of gaussian in d = 2", "mix {n_real: 2}"),
     "n_synthetic <= d": ("mix.n_synthetic", "got 2", "mix {kind: fully_synthetic, n_real: 50, n_synthetic: 2}"),
     "two fields at odds": ("mix.ratio", "give one of n_synthetic, ratio, fraction", "mix {n_real: 9, ratio: 1, fraction: 0.5}"),
-    "one size for all": ("mix.n_synthetic", "got 2", "mix {kind: fully_synthetic, n_real: [50, 2]}"),
+    "real sizes of a fixed set": ("mix.n_real", "only in a fresh loop", "mix {kind: fully_synthetic, n_real: [50, 2]}"),
     "classes of a law": ("track.class_shares", "needs real data with class labels", "track {class_shares: }"),
     "fresh data set too small": (
         "mix.n_real",
@@ -424,7 +424,7 @@ def test_overrides_set_values_lists_and_sections(write):
 
     assert one("generations=7").generations == 7
     assert one("algorithm.algorithm.sampler.steps=9").algorithm.algorithm.sampler.steps == 9
-    assert one("mix.n_real=[10, 20]", "mix.n_real.1=30").mix.n_real == (10, 30)
+    assert one("mix.kind=fresh", "mix.n_real=[10, 20]", "mix.n_real.1=30").mix.n_real == (10, 30)
     assert one("algorithm=gaussian").algorithm == GaussianFit()
     assert one("algorithm=gaussian", "algorithm.shrinkage=oas").algorithm == GaussianFit(shrinkage="oas")
     assert one("algorithm.algorithm.sampler=heun").algorithm.algorithm.sampler.kind == "heun"

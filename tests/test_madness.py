@@ -23,8 +23,9 @@ STANDARD = curve(1.0, 2.0)
     ("guided", "own", "standard"),
     [
         (STANDARD, "none", "none"),
-        (curve(0.9, 1.9), "none", "none"),
+        (curve(0.9, 1.9), "none", "weak"),
         (curve(0.9, 1.2), "weak", "weak"),
+        (curve(3.0, 5.9), "weak", "none"),
         (curve(0.5, 0.9), "strong", "prevention"),
         (curve(0.5, 0.5), "prevention", "prevention"),
         (curve(0.5, 0.4), "prevention", "prevention"),

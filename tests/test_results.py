@@ -256,7 +256,7 @@ def test_zipped_values_grow_too(run, whole):
         (["seed=1"], "seed: the folder has 0, now 1"),
         (["algorithm.budget=0.25"], "algorithm.budget: the folder has 0.5, now 0.25"),
         (["algorithm.algorithm.shrinkage=0.1"], "algorithm.algorithm.shrinkage: the folder has 0.0, now 0.1"),
-        (["mix.n_real=[20, 10]"], "mix.n_real: the folder has [20], now [20, 10]"),
+        (["mix.n_real=30"], "mix.n_real: the folder has [20], now [30]"),
         (["track.mean_norm="], "track.mean_norm.every: the folder has none, now 1"),
         (["sweep.independent=true"], "sweep.independent: the folder has False, now True"),
         (["sweep.grid.algorithm.omega=[0, 2]"], "sweep: the folder has mix.n_synthetic = 10, algorithm.omega = 1 and"),

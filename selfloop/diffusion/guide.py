@@ -35,7 +35,7 @@ def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:
 
         dx/dp = 1/2 [(1 + omega) (S_r + p)^-1 (x - m_r) - omega (S_s + p)^-1 (x - m_s)],     p = sigma^2
 
-    is linear in x; its fundamental matrix is integrated to 1e-10, so covariances need not commute. Where they do,
+    is linear in x; its fundamental matrix is integrated to 1e-12 a step, so covariances need not commute. Where they do,
     the covariance is S_r^(1 + omega) S_s^(-omega). (This is not the tilted density p_r^(1 + omega) p_s^(-omega).)
     batch and d are those of `base`; every member is integrated with steps of its own. Members that are not positive
     definite come back as NaN. Derived here.
@@ -77,13 +77,13 @@ def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:
     return Gaussian(mean, cov)
 
 
-def integrated(slope: Callable[[Array, Array, NDArray[np.intp]], Array], start: Array, tolerance: float = 1e-10) -> Array:
+def integrated(slope: Callable[[Array, Array, NDArray[np.intp]], Array], start: Array, tolerance: float = 1e-12) -> Array:
     """y(1) of dy/dtheta = slope(theta, y) from y(0) = start (members, ...), each member with steps of its own.
 
     slope(theta (m,), y (m, ...), active (m,)) is asked for the members `active`. A member's result does not depend on the
     others, which an integrator of the whole batch could not promise. Dormand and Prince's method of order 8 (Hairer, Norsett
     and Wanner, 1993, section II.5, the coefficients as in scipy.integrate.DOP853), local error below `tolerance` relative to y.
-    Raises ArithmeticError if a step becomes too small.
+    A member whose step becomes too small comes back as NaN.
     """
     y, theta = np.array(start, dtype=float), np.zeros(len(start))
     h = np.full(len(start), 0.05)
@@ -109,6 +109,6 @@ def integrated(slope: Callable[[Array, Array, NDArray[np.intp]], Array], start: 
         theta[active[good]] = np.where(step == 1 - t, 1.0, t + step)[good]
         y[active[good]] = new[good]
         h[active] = step * np.clip(0.9 * np.maximum(error, 1e-14) ** -0.125, 0.2, 10.0)
-        if not (h[active] > 1e-12).all():
-            raise ArithmeticError("the guided flow could not be integrated: its step became too small")
+        failed = active[~(h[active] > 1e-12)]
+        theta[failed], y[failed] = 1.0, np.nan
     return y

@@ -70,7 +70,7 @@ class View:
 
     def real_pair(self, n: int, role: str) -> tuple[Measure, Measure]:
         """Two sets of at most n points of p_r, of equal size and without a common row."""
-        real = self.real(n, role)
+        real = self.real(min(n, getattr(self.source, "rows", n)), role)
         other = self.source.take(0, real.n, self.stream(f"{role} floor"))
         return real, first(cast(Measure, other), self.members)
 
@@ -253,7 +253,8 @@ class Variance(Tracker):
     def __call__(self, view: View) -> Mapping[str, Array]:
         law = view.moments(self.n, "variance")
         variance = np.trace(law.cov, axis1=-2, axis2=-1) / law.d
-        return {"variance": variance, "log_variance": np.log(variance)}
+        with np.errstate(divide="ignore"):
+            return {"variance": variance, "log_variance": np.log(variance)}
 
 
 @component
@@ -326,7 +327,7 @@ class ExcessRisk(Tracker):
 class ClassShares(Tracker):
     """`class_share.c`, `class_tv` and `class_entropy` of n samples, named by a classifier fitted to real, labelled rows.
 
-    The classifier is the k nearest of n_train training rows of p_r (scikit-learn), the same in every generation.
+    The classifier is the k nearest of n_train training rows (all of them if there are fewer) of p_r (scikit-learn), the same in every generation.
     """
 
     n: Count = 1_000
@@ -338,7 +339,8 @@ class ClassShares(Tracker):
     def __call__(self, view: View) -> Mapping[str, Array]:
         from sklearn.neighbors import KNeighborsClassifier
 
-        train = first(cast(Measure, view.source.take(0, self.n_train, view.streams(0, "track classes"))), view.members)
+        rows = min(self.n_train, getattr(view.source, "rows", self.n_train))
+        train = first(cast(Measure, view.source.take(0, rows, view.streams(0, "track classes"))), view.members)
         labels = np.asarray(train.labels)
         classes = np.unique(labels)
         x = np.asarray(view.sample(self.n, "classes").points)
