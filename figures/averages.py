@@ -52,6 +52,21 @@ def configuration(results: Path) -> dict[str, Any]:
     return dict(loaded)
 
 
+def check_equal_sizes(results: Path, settings: Mapping[str, Any]) -> None:
+    """Raises RunError unless a run has as many synthetic as real points and no weights, as the closed forms drawn suppose."""
+    mix = settings["mix"]
+    sizes = [mix["n_synthetic"] or mix["n_real"], mix["n_real"]]
+    if (
+        sizes[0] != sizes[1]
+        or len(sizes[1]) > 1
+        or any(mix[name] for name in ("fraction", "weight_real", "correction", "pollution"))
+    ):
+        raise RunError(
+            f"{results} was run with other sizes, weights or corrections than the closed forms of this figure have; "
+            "draw a run with n_synthetic = n_real"
+        )
+
+
 def only(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """The rows of these metrics."""
     rows = table[table["metric"].isin(metrics)]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.averages import averages, configuration, course, read, replicates
+from figures.averages import averages, check_equal_sizes, configuration, course, read, replicates
 from figures.style import COLOURS, MARKERS, THEORY, WIDTH, band, label_ends, note
 from selfloop import theory
 from selfloop.measure import Array
@@ -50,6 +50,7 @@ def draw(results: Path) -> Figure:
     """Variance above, squared error of the mean below; all loops on the left, those that keep real data again on the right."""
     table = kept(read(results, [KIND], list(POWERS)))
     settings = configuration(results)
+    check_equal_sizes(results, settings)
     n, v0 = settings["mix"]["n_real"][-1], settings["real"]["cov"][0][0]
     kinds = [kind for kind in LOOPS if kind in set(table[KIND])]
     figure = Figure(figsize=(WIDTH, 5.3), layout="constrained")

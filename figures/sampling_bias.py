@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.averages import averages, configuration, course, read, replicates
+from figures.averages import averages, check_equal_sizes, configuration, course, read, replicates
 from figures.style import COLOURS, MARKERS, ORDERED, THEORY, WIDTH, band, label_ends, note
 from selfloop import theory
 from selfloop.measure import Array
@@ -39,6 +39,7 @@ def draw(results: Path) -> Figure:
     """Variance against generation for three loops, a curve for each lambda; the limit of the fresh loop against lambda."""
     table = kept(read(results, [KIND, BIAS], list(POWERS)))
     settings = configuration(results)
+    check_equal_sizes(results, settings)
     n, v0 = settings["mix"]["n_real"][-1], settings["real"]["cov"][0][0]
     biases = sorted(table[BIAS].unique(), reverse=True)
     figure = Figure(figsize=(WIDTH, 5.3), layout="constrained")

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import yaml
 from annotated_types import Ge
-from pydantic import Strict, ValidationError, WithJsonSchema
+from pydantic import Field, Strict, ValidationError, WithJsonSchema
 from typing_extensions import get_protocol_members, is_protocol
 
 from selfloop import registry
@@ -82,7 +82,7 @@ class Experiment:
     statistics: Switch = False
     madness: Madness | None = None
     sweep: Sweep = Sweep()
-    name: str = ""
+    name: Annotated[str, Field(pattern=r"^[\w][\w .-]*$|^$")] = ""
 
 
 @dataclass(frozen=True)
@@ -473,6 +473,10 @@ def _check_madness(experiment: Experiment, rule: Madness, rows: Sequence[dict[st
         yield Fault(("madness", "metric"), registry.unknown(rule.metric, list(experiment.track)))
     elif experiment.track[rule.metric].every != 1:
         yield Fault(("madness", "metric"), f"needs every generation; set track.{rule.metric}.every to 1")
+    elif (experiment.track[rule.metric].replicates or experiment.replicates) < 2:
+        yield Fault(("madness", "metric"), f"needs two replicates or more; set track.{rule.metric}.replicates to 2")
+    elif _registered().get(_target(experiment.track[rule.metric]), rule.metric) != rule.metric:
+        yield Fault(("madness", "metric"), f"is the name of a metric, and {rule.metric} here names a tracker of another kind")
     if not rows[0]:
         yield Fault(
             ("madness",), "compares the points of a sweep over the guidance, and there is no sweep; remove it or add one"
@@ -483,6 +487,9 @@ def _check_madness(experiment: Experiment, rule: Madness, rows: Sequence[dict[st
         yield Fault(
             ("madness", "standard"), f"the sweep of {rule.guidance} must hold the standard value; got {rule.standard:g}"
         )
+    elif lonely := [row for row in rows if {**row, rule.guidance: rule.standard} not in rows]:
+        where = _listed(lonely[0])
+        yield Fault(("madness", "guidance"), f"needs a standard point beside every point, and {where} has none; use grid axes")
     if experiment.replicates < 2:
         yield Fault(("replicates",), "must be >= 2 for intervals over replicates (madness); got 1")
 
@@ -805,8 +812,17 @@ def _check_mix(experiment: Experiment) -> Iterator[Fault]:
 
 
 def _check_sizes(experiment: Experiment) -> Iterator[Fault]:
-    """Fits of fewer points than the algorithm can take."""
+    """Fits of too few points, or of another number than the rows of a fixed design; targets of another dimension."""
     mix, d = experiment.mix, getattr(experiment.real, "d", None)
+    sizes_later = {mix.synthetic_size(g) for g in range(2, experiment.generations + 2)}
+    if getattr(experiment.algorithm, "design", None) == "fixed" and sizes_later != {mix.real_size(1)}:
+        given = "n_synthetic" if mix.n_synthetic else "ratio" if mix.ratio else "fraction"
+        text = f"must be n_real = {mix.real_size(1)}: a fixed design gives every generation the rows of the first; got"
+        yield Fault(("mix", given), f"{text} {sorted(sizes_later)}, or set algorithm.design to fresh")
+    for number, curator in enumerate(mix.curators):
+        target = getattr(curator, "target", None)
+        if target is not None and d is not None and len(target) != d:
+            yield Fault(("mix", "curators", number, "target"), f"must have {d} coordinates, one a dimension; got {len(target)}")
     least = _least_points(experiment.algorithm)
     if least is None or d is None:
         return

@@ -88,8 +88,8 @@ def factor(cov: Array) -> Array:
 def root(cov: Array) -> Array:
     """A matrix R with R R^T = cov: the Cholesky factor, or the symmetric root of a member that is singular.
 
-    So a law that has collapsed onto a line can still be drawn from. NaN for a member that is not finite or has an eigenvalue below
-    zero beyond rounding.
+    So a law that has collapsed onto a line can still be drawn from. NaN for a member that is not finite or has an eigenvalue
+    below zero beyond rounding.
     """
     lower = factor(cov)
     flat = np.isnan(lower).any(axis=(-2, -1)) & np.isfinite(cov).all(axis=(-2, -1))

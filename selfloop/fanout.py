@@ -335,7 +335,12 @@ def executor(backend: str, scheduler: str | None, workers: int | None, units: in
         from ray.util.joblib import register_ray
 
         register_ray()
-        ray.init(address=scheduler, ignore_reinit_error=True)
+        try:
+            ray.init(address=scheduler, ignore_reinit_error=True)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise BackendError(
+                f"no ray cluster answers at {scheduler!r} ({error}); start one with: ray start --head"
+            ) from error
         count = min(workers or int(ray.cluster_resources().get("CPU", 1)), units)
         with _parallel(backend, count) as parallel:
             yield parallel, count

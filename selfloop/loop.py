@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfloop import covariance
-
 from selfloop.measure import Data, finite, with_members_of
 from selfloop.mix import Mix
 from selfloop.protocols import Algorithm, Generation, Model, Source, Streams, Tunable
@@ -31,7 +30,7 @@ def self_consume(
     history: the generations of an earlier, interrupted call, as far back as `mix.memory` reaches; the loop goes on after the
     last of them and yields what the uninterrupted call would have. A replicate whose law is no longer finite is marked as
     diverged and from then on fed the real data, so that its neighbours in the batch never notice; do not read its models.
-    Raises ValueError if the first generation is singular, or finite in no replicate: the algorithm has no law for the real data.
+    Raises ValueError if the first generation is singular, or finite in no replicate: there is no law for the real data.
     """
     past = list(history)
     for index in range(past[-1].index + 1 if past else 1, generations + 1):
@@ -60,8 +59,8 @@ def _check_first(model: Model, lost: NDArray[np.bool_]) -> None:
     singular = law is not None and np.isfinite(law.cov).all() and not covariance.is_positive(law.cov).any()
     if singular:
         raise ValueError(
-            "the first generation has a singular covariance: the real data has constant or duplicated columns, or fewer distinct "
-            "points than dimensions; drop such columns, add points, or use shrinkage"
+            "the first generation has a singular covariance: the real data has constant or duplicated columns, or fewer "
+            "distinct points than dimensions; drop such columns, add points, or use shrinkage"
         )
     if lost.all():
         raise ValueError(

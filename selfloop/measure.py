@@ -9,7 +9,7 @@ a loop over 10^5 replicates needs no points at all. `concatenate` and `Measure.r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, cast, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,7 +224,8 @@ class Selection:
         if not empty.any():
             return kept.reweighted(weights)
         lost = Measure(np.full_like(kept.points, np.nan, dtype=float), kept.weights)
-        return with_members_of(replace(kept, weights=_rescaled(np.where(empty[..., None], kept.weights, weights))), empty, lost)
+        weights = _rescaled(np.where(empty[..., None], kept.weights, weights))
+        return cast(Measure, with_members_of(replace(kept, weights=weights), empty, lost))
 
 
 @overload

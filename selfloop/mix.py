@@ -97,7 +97,7 @@ class Mix:
             raise ValueError(f"the synthetic size is said once: give one of n_synthetic, ratio, fraction; got {given}")
         if len(self.n_real) > 1 and self.type.real != "fresh":
             raise ValueError(
-                f"n_real changes from generation to generation only in a fresh loop, and a {self.kind} loop draws real data once; "
+                f"n_real changes from generation to generation only in a fresh loop, and {self.kind} draws real data once; "
                 f"got {list(self.n_real)}, give one number"
             )
         if self.weight_real is not None and self.type.real == "none":

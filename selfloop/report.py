@@ -13,11 +13,20 @@ from selfloop.measure import Array
 
 
 def curves(table: pd.DataFrame, metric: str, values: dict[str, Any]) -> Array:
-    """One metric at one point as an array (replicates, generations); NaN where a replicate has no finite value."""
+    """One metric at one point as an array (replicates, generations); NaN where a replicate has no finite value.
+
+    values: swept path -> value, of the point. Raises KeyError for a path that is not swept, ValueError where there are no rows.
+    """
     rows = table[table["metric"] == metric]
     for path, value in values.items():
+        if path not in table:
+            raise KeyError(f"{path!r} is no swept path of this table; its columns are {', '.join(table.columns)}")
         column = rows[path]
         rows = rows[column == (value if pd.api.types.is_numeric_dtype(column) else str(value))]
+    if rows.empty:
+        raise ValueError(
+            f"the table has no rows of {metric!r} at {values}; its metrics are {', '.join(table['metric'].unique())}"
+        )
     wide = rows.pivot(index="replicate", columns="generation", values="value")
     found = wide.to_numpy()
     return np.where(np.isfinite(found), found, np.nan)
@@ -140,6 +149,7 @@ def _show_madness(console: Any, points: Sequence[Point], found: Sequence[tuple[P
                 cells += [f"{verdict.ratio:.3f} ± {(verdict.high - verdict.low) / 2:.3f}", verdict.kind + doubt]
         out.add_row(*_labels(points, point.values), *cells)
     console.print(out)
+    console.print("strong: degrades, but ends below the first generation of the standard loop; docs/madness.md has all classes")
     console.print(f"a class in doubt shows the share of bootstrap resamples that agree with it, if below {rule.confidence:.0%}")
 
 

@@ -290,7 +290,7 @@ def test_a_replicate_that_diverges_is_marked_and_leaves_its_neighbours_alone():
 def test_a_degenerate_first_generation_is_an_error():
     mix = Mix(kind="augment", n_real=10)
     flat = Moments(10.0, np.zeros((3, 2)), np.zeros((3, 2, 2)))
-    with pytest.raises(ValueError, match="the first generation has a singular covariance.*shrinkage"):
+    with pytest.raises(ValueError, match=r"the first generation has a singular covariance.*shrinkage"):
         list(self_consume(standard_normal(3, 2), flat, GaussianFit(), mix, 3, NamedStreams(0)))
     lost = Moments(10.0, np.full((3, 2), np.nan), np.broadcast_to(np.eye(2), (3, 2, 2)))
     with pytest.raises(ValueError, match="finite in no replicate"):

@@ -202,6 +202,10 @@ class MixtureFit:
     gives: ClassVar[frozenset[str]] = frozenset({"denoise", "biased"})
     largest_budget: ClassVar[float] = LARGEST_BUDGET
 
+    def least_points(self, d: int) -> int:
+        """Points without which a fit is refused."""
+        return self.components
+
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> MixtureModel:
         """The mixture of the data: points (*batch, n, d), their weights honoured.
 

@@ -327,7 +327,8 @@ class ExcessRisk(Tracker):
 class ClassShares(Tracker):
     """`class_share.c`, `class_tv` and `class_entropy` of n samples, named by a classifier fitted to real, labelled rows.
 
-    The classifier is the k nearest of n_train training rows (all of them if there are fewer) of p_r (scikit-learn), the same in every generation.
+    The classifier is the k nearest of n_train training rows of p_r (of all if there are fewer), by scikit-learn, the same in
+    every generation.
     """
 
     n: Count = 1_000
