@@ -8,22 +8,22 @@ BIN := .venv/bin
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-env: .venv/core  ## .venv with the core (about half a minute)
-dev: .venv/dev   ## .venv with what the tests need (about a minute)
+env: .venv/core  ## .venv with the core (about 40 seconds)
+dev: .venv/dev   ## .venv with what the tests need (about half a minute more)
 
 .venv/core: pyproject.toml constraints.txt
-	@echo "--- environment: .venv with the core, about half a minute (less if pip has its cache)"
+	@echo "--- environment: .venv with the core, about 40 seconds"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch .venv/core
 
 .venv/dev: .venv/core
-	@echo "--- environment: the development extras, about a minute"
+	@echo "--- environment: the development extras, about half a minute"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch .venv/dev
 
-demo: env  ## run gaussian2d and draw Figure 4 (about a minute on two cores)
-	@echo "--- gaussian2d: 20 loops x 400 replicates x 100 generations, about half a minute on two cores"
+demo: env  ## run gaussian2d and draw Figure 4 (about a minute and a half on two cores)
+	@echo "--- gaussian2d: 20 sweep points x 4 chunks of 100 replicates x 100 generations, about half a minute on two cores"
 	$(BIN)/python -m selfloop.run experiments/gaussian2d.yaml
 	$(BIN)/python -m figures gaussian2d
 
@@ -35,7 +35,7 @@ test: dev  ## lint, types and tests (about three minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@echo "--- tests, about two minutes on two cores"
+	@echo "--- tests, about a minute and a half on two cores"
 	$(BIN)/python -m pytest -n 2
 
 slow: dev  ## the tests that take more than five seconds each

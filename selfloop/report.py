@@ -24,9 +24,8 @@ def curves(table: pd.DataFrame, metric: str, values: dict[str, Any]) -> Array:
         column = rows[path]
         rows = rows[column == (value if pd.api.types.is_numeric_dtype(column) else str(value))]
     if rows.empty:
-        raise ValueError(
-            f"the table has no rows of {metric!r} at {values}; its metrics are {', '.join(table['metric'].unique())}"
-        )
+        known = ", ".join(table["metric"].unique())
+        raise ValueError(f"the table has no rows of {metric!r} at {values}; its metrics are {known}")
     wide = rows.pivot(index="replicate", columns="generation", values="value")
     found = wide.to_numpy()
     return np.where(np.isfinite(found), found, np.nan)

@@ -21,6 +21,7 @@ import io
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -357,6 +358,17 @@ class RunFolder:
             self._write("environment.json", json.dumps([*entries, now], indent=2).encode())
 
 
+def _code(described: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of the source of every class that is not ours: results of old code and of new do not mix."""
+    kinds = {value for path, value in described.items() if path.split(".")[-1] == "kind" and ":" in str(value)}
+    out = {}
+    for kind in kinds:
+        file = getattr(sys.modules.get(kind.partition(":")[0]), "__file__", None)
+        if file is not None:
+            out[f"code of {kind}"] = _digest(Path(file).read_bytes())[:12]
+    return out
+
+
 def described(points: Sequence[Point]) -> dict[str, Any]:
     """What results depend on, as dotted path -> value: what all points share, and what each has of its own."""
     each = [
@@ -364,6 +376,7 @@ def described(points: Sequence[Point]) -> dict[str, Any]:
         | {"sweep.independent": point.experiment.sweep.independent}
         for point in points
     ]
+    each = [one | _code(one) for one in each]
     shared = {path: value for path, value in each[0].items() if all(path in one and one[path] == value for one in each)}
     own = [{path: value for path, value in one.items() if path not in shared} for one in each]
     rows = [{"key": point.key, "at": point.values, "own": values} for point, values in zip(points, own, strict=True)]

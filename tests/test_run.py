@@ -276,6 +276,19 @@ def test_an_algorithm_of_ones_own_in_the_current_folder_runs_under_the_same_driv
     assert last[0.1] != last[0.2]
 
 
+def test_results_of_old_code_and_of_new_do_not_mix(config):
+    """A class of one's own is part of the configuration: its source may not change under a run folder."""
+    Path("my_module.py").write_text(MINE)
+    config.write_text(
+        BASE.replace("algorithm: gaussian", "algorithm:\n  kind: my_module:Jitter\n  noise: 0.2").replace("  w2:\n", "")
+    )
+    assert execute(config, "--workers", 1).returncode == 0
+    Path("my_module.py").write_text(MINE + "\n# another line\n")
+    done = execute(config, "--workers", 1)
+    assert done.returncode == 1
+    assert "code of my_module:Jitter: the folder has" in done.stderr
+
+
 def test_an_algorithm_that_fails_is_told_with_the_loop_and_the_line_and_without_a_traceback(config):
     Path("my_module.py").write_text(MINE)
     config.write_text(BASE.replace("algorithm: gaussian", "algorithm: my_module:Failing").replace("  w2:\n", ""))
