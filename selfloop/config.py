@@ -332,6 +332,8 @@ def load(source: Source) -> list[Point]:
     tree = {"name": Path(source.file).stem, **source.tree}
     if tree.get("sweep") is None:
         tree["sweep"] = {}
+    elif isinstance(tree["sweep"], dict) and not (tree["sweep"].get("grid") or tree["sweep"].get("zip")):
+        faults.append(Fault(("sweep",), "names no axis; give it a grid or a zip, or remove it"))
     sweep = _build(Sweep, tree["sweep"], ("sweep",), faults)
     axes = _axes(sweep, faults) if sweep else None
     if axes is None:  # check the rest of the file all the same; a sweep may hold what it lacks
@@ -895,6 +897,8 @@ _SECTIONS = (Experiment, Sweep, Mix, Madness)
 def resolved(source: Source, points: Sequence[Point]) -> dict[str, Any]:
     """The experiment with every default filled in, to be read back by `load`; what the sweep sets stays as it was written."""
     tree: dict[str, Any] = describe(points[0].experiment)
+    if not points[0].values:
+        del tree["sweep"]
     for path in sorted(points[0].values, key=len):
         steps: Path_ = tuple(path.split("."))
         if steps[-1] == "kind" and "kind" not in _fields(_at(points[0].experiment, steps[:-1]).__class__):

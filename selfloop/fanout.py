@@ -305,11 +305,6 @@ BACKENDS = {
 }
 
 
-def cores() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def executor(backend: str, scheduler: str | None, workers: int | None, units: int) -> Iterator[tuple[Any, int]]:
     """A joblib.Parallel on this machine, on a dask cluster or on a ray cluster, and how many workers it deals to.
@@ -319,7 +314,9 @@ def executor(backend: str, scheduler: str | None, workers: int | None, units: in
     """
     check_backend(backend, scheduler)
     if backend == "loky":
-        count = min(workers or cores(), units)
+        from joblib import cpu_count
+
+        count = min(workers or cpu_count(), units)
         if count == 1:
             yield None, 1
             return

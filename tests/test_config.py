@@ -553,6 +553,12 @@ def test_a_label_that_names_a_kind_merges_into_a_section_that_names_none(write):
     ]
 
 
+@pytest.mark.parametrize("empty", ["{}", "{grid: {}}", "{zip: []}", "{independent: true}"])
+def test_a_sweep_without_an_axis_is_an_error(write, empty):
+    with pytest.raises(ConfigError, match="sweep: names no axis; give it a grid or a zip, or remove it"):
+        points_of(write(NO_MADNESS), f"sweep={empty}")
+
+
 def test_a_tracker_is_switched_off_by_false_and_not_by_nothing(write):
     def tracked(*overrides: str) -> list[str]:
         return list(points_of(write(BASE), *overrides)[0].experiment.track)

@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import current_process
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def _gaussian(data: Data | Gaussian) -> Gaussian:
     return Gaussian(moments.mean, moments.cov)
 
 
-def wasserstein2(x: Measure, y: Measure, workers: int = 1) -> Array:
+def wasserstein2(x: Measure, y: Measure, workers: int | None = None) -> Array:
     """Exact W_2 between clouds, in the units of the points (not squared); shape (*batch,), batches broadcast.
 
         W_2^2 = |m_x - m_y|^2 + min_P sum_ij P_ij |(x_i - m_x) - (y_j - m_y)|^2,   m the means under the weights
@@ -124,11 +125,15 @@ def wasserstein2(x: Measure, y: Measure, workers: int = 1) -> Array:
     with its O(n m) memory (about 36 n m bytes for each worker) or, above 4000 points, `emd2_lazy`, which is as exact.
     About 0.1 s for n = m = 1000 in the plane and 3 s for 4000; the time grows a little faster than n m.
     The simplex compares costs to an absolute tolerance: hence centred points, divided by the largest distance.
-    workers: threads that share the clouds of a batch; the solver runs without the interpreter's lock, and the results are
-    those of one worker, bit for bit.
+    workers: threads that share the clouds of a batch; one a core if not said, but one in a worker process, whose neighbours
+    have the other cores. The solver runs without the interpreter's lock; the results are those of one thread, bit for bit.
     Raises ValueError if the dimensions differ, the points are not vectors or workers < 1; ArithmeticError if the simplex
     does not converge. Source: Peyre & Cuturi (2019), sections 2.3 and 3.5; Bonneel et al. (2011).
     """
+    if workers is None:
+        from joblib import cpu_count
+
+        workers = cpu_count() if current_process().name == "MainProcess" else 1
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     px, wx, py, wy = _paired(x, y)
