@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import itertools
 import json
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,120 +18,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from annotated_types import Ge
-from pydantic import Field, Strict, ValidationError, WithJsonSchema
+from pydantic import ValidationError
 from typing_extensions import get_protocol_members, is_protocol
 
 from selfloop import registry
-from selfloop.component import AT_SAMPLING, Count, Switch, component
-from selfloop.data import SourceFactory
+from selfloop.check import check
+from selfloop.component import AT_SAMPLING
+from selfloop.experiment import SLOTS, Experiment, Sweep
+from selfloop.explain import explained, owned
 from selfloop.madness import Madness
-from selfloop.metrics.track import Tracker
 from selfloop.mix import Mix
-from selfloop.protocols import GIVES, Algorithm, Curator, Tunable
-
-SLOTS: dict[Any, str] = {
-    Algorithm: "algorithms",
-    Tunable: "algorithms",
-    SourceFactory: "sources",
-    Tracker: "trackers",
-    Curator: "curators",
-}
-"""Fields that take any member of a group of the registry, by `kind`."""
-
-Path_ = tuple[str | int, ...]
-Axis = Annotated[
-    Any,
-    WithJsonSchema({"anyOf": [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}]}),
-]
-"""Values, or label -> override."""
-
-
-@component
-class Sweep:
-    """The points of an experiment: the product of the axes of `grid`, and of each group of paths in `zip`, which move together.
-
-    A value replaces what stands at its dotted path. A mapping label -> override sweeps over objects: its override is merged
-    into the section (replacing it where it names another kind), and results carry the label. independent: every point draws
-    random numbers of its own; by default points share them, and are compared by paired differences.
-    """
-
-    grid: dict[str, Axis] = dataclasses.field(default_factory=dict)
-    zip: tuple[dict[str, Axis], ...] = ()
-    independent: Switch = False
-
-
-@component
-class Experiment:
-    """A self-consuming loop and what is written down of it.
-
-    seed: of all random numbers; generations: fits, the first on real data alone; replicates: independent loops, in batches of
-    `chunk` that are one unit of work; statistics: carry moments instead of points; real: p_r; track: metric -> how.
-    """
-
-    real: SourceFactory
-    mix: Mix
-    algorithm: Algorithm
-    track: dict[str, Tracker]
-    seed: Annotated[int, Strict(), Ge(0)] = 0
-    generations: Count = 100
-    replicates: Count = 100
-    chunk: Count = 100
-    statistics: Switch = False
-    madness: Madness | None = None
-    sweep: Sweep = Sweep()
-    name: Annotated[str, Field(pattern=r"^[\w][\w .-]*$|^$")] = ""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing wrong with a configuration: where and what (got, allowed, remedy). unknown: it is the name, not the value."""
-
-    path: Path_
-    text: str
-    unknown: bool = False
-
-
-class ConfigError(Exception):
-    """All faults of a configuration, in the order of the file; str() names file, line and path of each."""
-
-    def __init__(self, faults: Sequence[Fault], source: "Source | None" = None):
-        self.faults = sorted(faults, key=source.place) if source else list(faults)
-        self.source = source
-        super().__init__("\n".join(self._line(fault) for fault in self.faults))
-
-    def _line(self, fault: Fault) -> str:
-        where = self.source.where(fault.path) if self.source else ""
-        return f"{where}{dotted(fault.path)}: {fault.text}" if fault.path else fault.text
-
-
-@dataclass(frozen=True)
-class Source:
-    """A configuration as it was written.
-
-    tree: sections and values; lines: the line of every path (None for a command-line override); faults: what is wrong with the
-    writing itself (a key given twice, an override of something that is not there).
-    """
-
-    file: str
-    tree: dict[str, Any]
-    lines: Mapping[Path_, int | None]
-    faults: tuple[Fault, ...] = ()
-
-    def line(self, path: Path_) -> int | None:
-        """The line of a path or of its nearest section; None on the command line, 0 if neither is known."""
-        return next((self.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.lines), 0)
-
-    def where(self, path: Path_) -> str:
-        """`file:line: ` of a path or of its nearest section."""
-        line = self.line(path)
-        return "command line: " if line is None else f"{self.file}:{line}: " if line else f"{self.file}: "
-
-    def place(self, fault: Fault) -> float:
-        """What faults are sorted by: the line, the command line last."""
-        line = self.line(fault.path)
-        return float("inf") if line is None else line
+from selfloop.protocols import Tunable
+from selfloop.reading import ConfigError, Fault, Path_, Source, at_path, dotted, put, section, shown
 
 
 @dataclass(frozen=True)
@@ -147,161 +44,6 @@ class Point:
         """A name that does not depend on the other points, nor on whether a 1 was written as 1.0."""
         plain = {path: int(v) if isinstance(v, float) and v.is_integer() else v for path, v in self.values.items()}
         return json.dumps(plain, sort_keys=True)
-
-
-def dotted(path: Path_) -> str:
-    """a.b[0].c"""
-    text = ""
-    for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
-    return text
-
-
-# Reading ---------------------------------------------------------------------------------------------------------------
-
-
-def read(file: Path, overrides: Sequence[str] = ()) -> Source:
-    """A YAML file with `key.path=value` overrides laid over it. Raises ConfigError on what is not YAML or not a mapping."""
-    tree, node = _parsed(file)
-    if not isinstance(tree, dict):
-        given = "nothing" if tree is None else f"a {type(tree).__name__}"
-        raise ConfigError(
-            [Fault((), f"{file}: an experiment is a mapping of sections (real:, mix:, algorithm:, ...); got {given}")]
-        )
-    lines: dict[Path_, int | None] = {}
-    faults = [Fault(path, f"is given twice, first in line {line}; keep one") for path, line in _lines(node, (), lines)]
-    for override in overrides:
-        path, sign, value = override.partition("=")
-        steps = tuple(path.strip().split("."))
-        try:
-            if not sign or not all(steps):
-                raise KeyError("an override is key.path=value")
-            _lay(tree, lines, steps, _value(value))
-        except KeyError as error:
-            faults.append(Fault((), f"command line: {override!r}: {error.args[0]}"))
-    return Source(str(file), tree, lines, tuple(faults))
-
-
-def _parsed(file: Path) -> tuple[Any, Any]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        return yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)
-    except OSError as error:
-        raise ConfigError([Fault((), f"cannot read {file}: {error.strerror}; give the path of a YAML file")]) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError([Fault((), f"{file}: not a text in UTF-8 ({error.reason} at byte {error.start})")]) from error
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"{file}:{mark.line + 1}: " if mark else f"{file}: "
-        raise ConfigError([Fault((), f"{line}not YAML: {getattr(error, 'problem', None) or error}")]) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Keys are texts as they are written (`off`, `1`), 1e-3 is a number, a date is a text, and no alias holds itself."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        self.flatten_mapping(node)
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                key.tag = "tag:yaml.org,2002:str"
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        alias: Any = self.peek_event() if self.check_event(yaml.AliasEvent) else None  # type: ignore[no-untyped-call]
-        node: Any = super().compose_node(parent, index)
-        if alias is not None and node.end_mark is None:
-            raise yaml.MarkedYAMLError(
-                problem=f"the alias *{alias.anchor} is inside what it names", problem_mark=alias.start_mark
-            )
-        return node
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
-
-
-def _lines(node: Any, path: Path_, lines: dict[Path_, int | None]) -> Iterator[tuple[Path_, int]]:
-    """Note the line of every path; yield the paths given twice, with the line of the first time."""
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            step = (*path, str(key.value))
-            if step in lines:
-                yield step, lines[step] or 0
-            lines[step] = key.start_mark.line + 1
-            yield from _lines(value, step, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            lines[(*path, number)] = value.start_mark.line + 1
-            yield from _lines(value, (*path, number), lines)
-
-
-def _value(text: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise KeyError("the value is not YAML; quote it") from error
-
-
-def _lay(tree: dict[str, Any], lines: dict[Path_, int | None], steps: tuple[str, ...], value: Any) -> None:
-    """Lay an override over the tree; from then on its path, and all below it, stands on the command line."""
-    whole = 2 if steps[:2] == ("sweep", "grid") else 3 if steps[:2] == ("sweep", "zip") else len(steps)
-    if len(steps) > whole:  # the keys of a sweep are dotted paths themselves
-        steps = (*steps[:whole], ".".join(steps[whole:]))
-    path = _put(tree, steps, value)
-    for known in [known for known in lines if known[: len(path)] == path]:
-        del lines[known]
-    for end in range(1, len(path)):
-        lines.setdefault(path[:end], None)
-    lines[path] = None
-
-
-def _put(tree: dict[str, Any], path: Path_, value: Any, merge: bool = False) -> Path_:
-    """Set what stands at a path; the path, with numbers for places in lists. Raises KeyError with what is in the way."""
-    here: Any = tree
-    walked: Path_ = ()
-    for step in path[:-1]:
-        key = _step(here, step, walked)
-        if isinstance(here, dict):
-            here[key] = _section(here.get(key))
-        here, walked = here[key], (*walked, key)
-    last = _step(here, path[-1], walked)
-    old = _section(here.get(last)) if isinstance(here, dict) and merge else None
-    if isinstance(value, dict) and isinstance(old, dict) and value.get("kind") in (None, old.get("kind", value.get("kind"))):
-        here[last] = old
-        for key, inner in value.items():
-            _put(old, (key,), inner, merge=True)
-    else:
-        here[last] = value
-    return (*walked, last)
-
-
-def _section(value: Any) -> Any:
-    """A section whose short form was written: nothing, or its kind alone."""
-    return {} if value is None else {"kind": value} if isinstance(value, str) else value
-
-
-def _step(here: Any, step: str | int, walked: Path_) -> Any:
-    if isinstance(here, dict):
-        return step
-    if isinstance(here, list) and str(step).isdecimal() and int(step) < len(here):
-        return int(step)
-    what = f"a list of {len(here)}, counted from 0," if isinstance(here, list) else f"{_shown(here)}, not a section,"
-    raise KeyError(f"{dotted(walked)} is {what} and holds no {str(step)!r}")
-
-
-def _get(tree: Any, path: Path_) -> Any:
-    """What stands at a path; raises LookupError or TypeError where there is nothing."""
-    for step in path:
-        tree = tree[step]
-    return tree
 
 
 # Spreading -------------------------------------------------------------------------------------------------------------
@@ -389,7 +131,7 @@ def _choices(path: str, values: Any, where: Path_, faults: list[Fault]) -> list[
         labels = [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
         return [Setting(path, label, value, (*where, i)) for i, (label, value) in enumerate(zip(labels, values, strict=True))]
     allowed = "an axis is a list of values or a mapping label -> override, with one value at least"
-    faults.append(Fault(where, f"{allowed}; got {_shown(values)}"))
+    faults.append(Fault(where, f"{allowed}; got {shown(values)}"))
     return []
 
 
@@ -397,7 +139,7 @@ def _set(tree: dict[str, Any], settings: Sequence[Setting]) -> dict[str, Any]:
     """The tree at a point of the sweep; sections are set before what is inside them."""
     point = {key: value if key == "sweep" else copy.deepcopy(value) for key, value in tree.items()}
     for setting in sorted(settings, key=lambda setting: len(setting.steps)):
-        _put(point, setting.steps, copy.deepcopy(setting.value), merge=True)
+        put(point, setting.steps, copy.deepcopy(setting.value), merge=True)
     return point
 
 
@@ -449,13 +191,13 @@ def _check_overrides(
     for path in [path for path, line in source.lines.items() if line is None and path[0] != "sweep"]:
         if path in swept:
             yield Fault(path, f"is swept, and the sweep would win; override {'.'.join(map(str, swept[path]))}=[...] instead")
-        elif trees and not any(_holds(tree, path, _get(source.tree, path)) for tree in trees):
+        elif trees and not any(_holds(tree, path, at_path(source.tree, path)) for tree in trees):
             yield Fault(path, "is undone by the sweep, which replaces its section at every point; override the sweep instead")
 
 
 def _holds(tree: dict[str, Any], path: Path_, value: Any) -> bool:
     try:
-        there = _get(tree, path)
+        there = at_path(tree, path)
     except (LookupError, TypeError):
         return False
     return bool(there == value) or isinstance(value, str | dict)  # a section may have been merged into
@@ -477,7 +219,7 @@ def _check_madness(experiment: Experiment, rule: Madness, rows: Sequence[dict[st
         yield Fault(("madness", "metric"), f"needs every generation; set track.{rule.metric}.every to 1")
     elif (experiment.track[rule.metric].replicates or experiment.replicates) < 2:
         yield Fault(("madness", "metric"), f"needs two replicates or more; set track.{rule.metric}.replicates to 2")
-    elif _registered().get(_target(experiment.track[rule.metric]), rule.metric) != rule.metric:
+    elif registry.registered().get(registry.target(experiment.track[rule.metric]), rule.metric) != rule.metric:
         yield Fault(("madness", "metric"), f"is the name of a metric, and {rule.metric} here names a tracker of another kind")
     if not rows[0]:
         yield Fault(
@@ -511,9 +253,9 @@ def _build(cls: Any, options: Any, path: Path_, faults: list[Fault], also: tuple
     also: keys that might have been meant besides the fields.
     """
     hints = _fields(cls)
-    options = {} if options is None else _section(options) if "kind" in hints else options
+    options = {} if options is None else section(options) if "kind" in hints else options
     if not isinstance(options, dict):
-        faults.append(Fault(path, f"must be a section of {', '.join(hints) or 'options'}; got {_shown(options)}"))
+        faults.append(Fault(path, f"must be a section of {', '.join(hints) or 'options'}; got {shown(options)}"))
         return None
     before = len(faults)
     ready: dict[str, Any] = {}
@@ -534,9 +276,9 @@ def _made(cls: Any, options: dict[str, Any], path: Path_, failed: set[Any], faul
     try:
         made = cls(**options)
     except ValidationError as error:
-        faults += _explained(error, path, options, failed)
+        faults += explained(error, path, options, failed)
     except (TypeError, ValueError) as error:
-        faults += [] if failed else [_owned(str(error), path, options)]
+        faults += [] if failed else [owned(str(error), path, options)]
     else:
         lost = [name for name in _fields(cls) if not hasattr(made, name)]
         faults += [
@@ -567,22 +309,22 @@ def _named_members(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> d
     """name -> member; the name is the kind where no other is given. A name that is `false` is left out."""
     value = {name: options for name, options in value.items() if options is not False} if isinstance(value, dict) else value
     if not isinstance(value, dict) or not value:
-        faults.append(Fault(path, f"must be a section of name: options, with one name at least; got {_shown(value)}"))
+        faults.append(Fault(path, f"must be a section of name: options, with one name at least; got {shown(value)}"))
         return None
     out = {}
     for name, options in value.items():
-        options = _section(options)
+        options = section(options)
         if isinstance(options, dict):
             out[name] = _member(slot, {"kind": name, **options}, (*path, name), faults)
         else:
             faults.append(
-                Fault((*path, name), f"must be a section of options, empty, or false to leave it out; got {_shown(options)}")
+                Fault((*path, name), f"must be a section of options, empty, or false to leave it out; got {shown(options)}")
             )
     return out
 
 
 def _member(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> Any:
-    group, value = SLOTS[slot], _section(value)
+    group, value = SLOTS[slot], section(value)
     if not isinstance(value, dict) or value.get("kind") is None:
         faults.append(_without_kind(value, path, sorted(registry.KINDS[group])))
         return None
@@ -603,7 +345,7 @@ def _member(slot: Any, value: Any, path: Path_, faults: list[Fault]) -> Any:
 def _without_kind(value: Any, path: Path_, kinds: Sequence[str]) -> Fault:
     text = f"a section needs a kind, one of {', '.join(kinds)}; got"
     if not isinstance(value, dict):
-        return Fault(path, f"{text} {_shown(value)}")
+        return Fault(path, f"{text} {shown(value)}")
     meant = [key for key in value if registry.nearest(key, ["kind"])]
     if "kind" in value:
         return Fault((*path, "kind"), f"{text} nothing")
@@ -664,209 +406,6 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
-# Explaining ------------------------------------------------------------------------------------------------------------
-
-ALLOWED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "a text (quote it)",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a section key: value",
-    "greater_than": "> {gt:g}",
-    "greater_than_equal": ">= {ge:g}",
-    "less_than": "< {lt:g}",
-    "less_than_equal": "<= {le:g}",
-}
-"""The faults that pydantic finds, in our words."""
-
-
-def _explained(error: ValidationError, path: Path_, options: Mapping[str, Any], failed: set[Any]) -> list[Fault]:
-    """pydantic's faults in our words; the branches of a union become one fault."""
-    found: dict[Path_, list[Any]] = {}
-    for item in error.errors():
-        loc: Path_ = tuple(step for step in item["loc"] if isinstance(step, int) or step == item["loc"][0])
-        if not loc or loc[0] not in failed:
-            found.setdefault(loc, []).append(item)
-    out = []
-    for loc, items in found.items():
-        context, given = items[0].get("ctx", {}), items[0]["input"]
-        if items[0]["type"] in ("value_error", "assertion_error"):
-            out.append(_owned(str(context["error"]), (*path, *loc), {} if loc else options))
-        elif items[0]["type"] != "too_short":
-            out.append(Fault((*path, *loc), f"must be {' or '.join(map(_allowed, items))}; got {_shown(given)}{_hint(items)}"))
-        elif len(given) < context["min_length"]:  # else some of its items failed, of which pydantic tells too
-            out.append(Fault((*path, *loc), f"must hold {context['min_length']} or more values; got {_shown(given)}"))
-    return out
-
-
-def _allowed(item: Any) -> str:
-    if item["type"] == "literal_error":
-        names = _literals(item)
-        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
-    return ALLOWED.get(item["type"], f"such that: {item['msg']}").format(**item.get("ctx", {}))
-
-
-def _hint(items: Sequence[Any]) -> str:
-    names = [name for item in items if item["type"] == "literal_error" for name in _literals(item)]
-    near = registry.nearest(items[0]["input"], names) if isinstance(items[0]["input"], str) else []
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-
-
-def _literals(item: Any) -> list[str]:
-    return re.findall(r"'([^']*)'", item["ctx"]["expected"])
-
-
-def _owned(text: str, path: Path_, options: Mapping[str, Any]) -> Fault:
-    """A fault at the first of the options that its text speaks of."""
-    named = [name for name in re.findall(r"\w+", text) if name in options]
-    return Fault((*path, named[0]), text.removeprefix(f"{named[0]} ")) if named else Fault(path, text)
-
-
-def _shown(value: Any) -> str:
-    """A value as it would be written."""
-    if value is None or isinstance(value, bool):
-        return "nothing" if value is None else str(value).lower()
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-# Checking what single fields cannot know ---------------------------------------------------------------------------------
-
-
-def check(experiment: Experiment) -> list[Fault]:
-    """Parts that do not fit one another, found before anything runs."""
-    return [
-        *_check_nesting(experiment.algorithm, ("algorithm",)),
-        *_check_trackers(experiment),
-        *(_check_statistics(experiment) if experiment.statistics else ()),
-        *_check_mix(experiment),
-        *_check_sizes(experiment),
-    ]
-
-
-def _lacks(thing: Any, what: frozenset[str]) -> list[str]:
-    """What it does not give, as far as it says what it gives."""
-    gives = getattr(thing, "gives", None)
-    return sorted(what - gives) if gives is not None else []
-
-
-def _check_nesting(algorithm: Any, path: Path_) -> Iterator[Fault]:
-    inner = getattr(algorithm, "algorithm", None)
-    if inner is None:
-        return
-    for name in _lacks(inner, getattr(algorithm, "needs", frozenset())):
-        text = f"{_kind_of(algorithm)} needs {GIVES[name]}, and {_kind_of(inner)} gives none; use another kind"
-        yield Fault((*path, "algorithm"), text)
-    yield from _check_nesting(inner, (*path, "algorithm"))
-
-
-def _check_trackers(experiment: Experiment) -> Iterator[Fault]:
-    seen: dict[type[Any], str] = {}
-    for name, tracker in experiment.track.items():
-        if type(tracker) in seen:
-            yield Fault(("track", name), f"writes the same metrics as {seen[type(tracker)]}; keep one {_kind_of(tracker)}")
-        seen.setdefault(type(tracker), name)
-        for need in _lacks(experiment.algorithm, getattr(tracker, "needs", frozenset())):
-            yield Fault(
-                ("track", name), f"needs {GIVES[need]}, and {_kind_of(experiment.algorithm)} gives none; remove this tracker"
-            )
-        for need in sorted(getattr(tracker, "needs_source", frozenset()) - getattr(experiment.real, "gives", frozenset())):
-            text = f"needs real data with {GIVES[need]}, and {_kind_of(experiment.real)} has none; remove this tracker"
-            yield Fault(("track", name), text)
-
-
-def _check_statistics(experiment: Experiment) -> Iterator[Fault]:
-    points = "set statistics: false"
-    for _ in _lacks(experiment.algorithm, frozenset({"draw"})):
-        yield Fault(("statistics",), f"true needs {GIVES['draw']}, and {_kind_of(experiment.algorithm)} gives none; {points}")
-    for _ in _lacks(experiment.real, frozenset({"draw"})):
-        yield Fault(
-            ("statistics",), f"true needs {GIVES['draw']}, and the real data ({_kind_of(experiment.real)}) has none; {points}"
-        )
-    if experiment.mix.curators:
-        yield Fault(("mix", "curators"), f"look at points, and statistics: true has none; {points}")
-    if experiment.mix.type.subsample:
-        yield Fault(
-            ("mix", "kind"), f"accumulate_subsample draws from a pool of points, and statistics: true has none; {points}"
-        )
-
-
-def _check_mix(experiment: Experiment) -> Iterator[Fault]:
-    algorithm, mix = experiment.algorithm, experiment.mix
-    if mix.bias != 1:
-        for _ in _lacks(algorithm, frozenset({"biased"})):
-            yield Fault(("mix", "bias"), f"{_kind_of(algorithm)} has no sampling bias; set it to 1")
-    if mix.warm is not None and not isinstance(algorithm, Tunable):
-        yield Fault(("mix", "warm"), f"fine-tunes the last model, and {_kind_of(algorithm)} cannot be tuned; remove it")
-    largest = getattr(algorithm, "largest_budget", None)
-    if mix.warm is not None and largest is not None and mix.warm > largest:
-        yield Fault(("mix", "warm"), f"must be <= {largest:g}, the whole way to the new fit; got {mix.warm:g}")
-    rows, needed = getattr(experiment.real, "rows", None), mix.real_rows(experiment.generations)
-    if rows is not None and needed > rows:
-        uses = f"{experiment.generations} generations of this {mix.kind} loop use {needed} real rows"
-        yield Fault(("mix", "n_real"), f"{uses}, and {_kind_of(experiment.real)} has {rows} for training; use fewer")
-
-
-def _check_sizes(experiment: Experiment) -> Iterator[Fault]:
-    """Fits of too few points, or of another number than the rows of a fixed design; targets of another dimension."""
-    mix, d = experiment.mix, getattr(experiment.real, "d", None)
-    sizes_later = {mix.synthetic_size(g) for g in range(2, experiment.generations + 2)}
-    if getattr(experiment.algorithm, "design", None) == "fixed" and sizes_later != {mix.real_size(1)}:
-        given = "n_synthetic" if mix.n_synthetic else "ratio" if mix.ratio else "fraction"
-        text = f"must be n_real = {mix.real_size(1)}: a fixed design gives every generation the rows of the first; got"
-        yield Fault(("mix", given), f"{text} {sorted(sizes_later)}, or set algorithm.design to fresh")
-    for number, curator in enumerate(mix.curators):
-        target = getattr(curator, "target", None)
-        if target is not None and d is not None and len(target) != d:
-            yield Fault(("mix", "curators", number, "target"), f"must have {d} coordinates, one a dimension; got {len(target)}")
-    least = _least_points(experiment.algorithm)
-    if least is None or d is None:
-        return
-    sizes: dict[Path_, int] = {("mix", "n_real"): mix.real_size(1)}
-    later = [
-        mix.synthetic_size(g) + (0 if mix.type.real == "none" else mix.real_size(g))
-        for g in range(2, experiment.generations + 1)
-    ]
-    if later:
-        sizes[("mix", "n_synthetic")] = min(later)
-    thing: Any = experiment.algorithm
-    path: Path_ = ("algorithm",)
-    while thing is not None:  # the auxiliary of a wrapper is fitted too
-        if hasattr(thing, "algorithm") and hasattr(thing, "n_synthetic"):
-            sizes[(*path, "n_synthetic")] = thing.n_synthetic
-        thing, path = getattr(thing, "algorithm", None), (*path, "algorithm")
-    for field, n in sizes.items():
-        if n < least(d):
-            who = f"{_kind_of(experiment.algorithm)} in d = {d} dimension{'s' if d > 1 else ''}"
-            yield Fault(field, f"must be >= {least(d)} points for a fit of {who}; got {n}")
-
-
-def _least_points(algorithm: Any) -> Any:
-    if algorithm is None or hasattr(algorithm, "least_points"):
-        return getattr(algorithm, "least_points", None)
-    return _least_points(getattr(algorithm, "algorithm", None))
-
-
-def _kind_of(thing: Any) -> str:
-    """The registered name of its class, or the name of the class."""
-    return _registered().get(_target(thing), type(thing).__name__)
-
-
-def _target(thing: Any) -> str:
-    return f"{type(thing).__module__}:{type(thing).__name__}"
-
-
-@lru_cache(maxsize=1)
-def _registered() -> dict[str, str]:
-    return {target: name for group in registry.KINDS.values() for name, target in group.items()}
-
-
 # Describing ------------------------------------------------------------------------------------------------------------
 
 
@@ -884,7 +423,7 @@ def describe(thing: Any, without_sampling: bool = False) -> Any:
     if isinstance(thing, str | int | float | bool | None):
         return thing
     hints = _fields(thing.__class__)
-    out = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": _registered().get(_target(thing), _target(thing))}
+    out = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": registry.path_of(thing)}
     for name, hint in hints.items():
         if not (without_sampling and AT_SAMPLING in typing.get_args(hint)):
             out[name] = describe(getattr(thing, name))
@@ -904,9 +443,9 @@ def resolved(source: Source, points: Sequence[Point]) -> dict[str, Any]:
         if steps[-1] == "kind" and "kind" not in _fields(_at(points[0].experiment, steps[:-1]).__class__):
             steps = steps[:-1]  # the options of one member of a slot are not those of another
         try:
-            _put(tree, steps, copy.deepcopy(_get(source.tree, steps)))
+            put(tree, steps, copy.deepcopy(at_path(source.tree, steps)))
         except LookupError:
-            _get(tree, steps[:-1]).pop(steps[-1], None)
+            at_path(tree, steps[:-1]).pop(steps[-1], None)
     return tree
 
 

@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from selfloop.config import Experiment, Point, Source, fit_key, groups, load
+from selfloop.config import Point, fit_key, groups, load
+from selfloop.experiment import Experiment
 from selfloop.loop import self_consume
 from selfloop.measure import Array, Data, Measure, Moments
 from selfloop.metrics.track import View
 from selfloop.protocols import Algorithm, Generation, Model
+from selfloop.reading import Source
 from selfloop.results import Block, RunFolder
 from selfloop.streams import NamedStreams
 

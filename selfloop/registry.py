@@ -7,6 +7,7 @@ or `package.module:Class` for a class of one's own, where Python finds it: `pyth
 import difflib
 import importlib
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -104,3 +105,24 @@ def edits(a: str, b: str) -> int:
             row.append(best)
         rows.append(row)
     return rows[-1][-1]
+
+
+def kind_of(thing: Any) -> str:
+    """The registered name of a thing's class, or the name of the class."""
+    return registered().get(target(thing), type(thing).__name__)
+
+
+def target(thing: Any) -> str:
+    """package.module:Class of a thing."""
+    return f"{type(thing).__module__}:{type(thing).__name__}"
+
+
+def path_of(thing: Any) -> str:
+    """What a YAML file calls a thing's class: its registered name, else package.module:Class."""
+    return registered().get(target(thing), target(thing))
+
+
+@lru_cache(maxsize=1)
+def registered() -> dict[str, str]:
+    """package.module:Class -> kind, of all groups."""
+    return {place: name for group in KINDS.values() for name, place in group.items()}

@@ -34,8 +34,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from selfloop.config import Point, Source, describe, resolved
+from selfloop.config import Point, describe, resolved
 from selfloop.measure import Array
+from selfloop.reading import Source
 
 WATCHED = ("name", "madness", "sweep")
 """Sections that may change at will: they say how results are shown, or are compared point by point."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from selfloop.config import Point, Source
+    from selfloop.config import Point
+    from selfloop.reading import Source
     from selfloop.results import RunFolder
 
 LINE_SECONDS = 5.0
@@ -49,7 +50,8 @@ def main(
     if config is None:
         _fail("name an experiment: python -m selfloop.run experiments/gaussian2d.yaml")
     from selfloop import fanout
-    from selfloop.config import ConfigError, groups, load, read
+    from selfloop.config import groups, load
+    from selfloop.reading import ConfigError, read
     from selfloop.results import RunError, RunFolder
 
     folder = out

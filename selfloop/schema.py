@@ -6,7 +6,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from selfloop import registry
-from selfloop.config import SLOTS, Experiment
+from selfloop.experiment import SLOTS, Experiment
 
 OWN_KIND = {"type": "string", "pattern": ":", "description": "package.module:Class, a class of one's own"}
 SLOT = "selfloop slot"

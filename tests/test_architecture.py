@@ -26,12 +26,16 @@ ALLOWED: dict[str, set[str]] = {
     "data": CONTRACTS | {"algorithms"},
     "madness": CONTRACTS,
     "registry": set(),
-    "config": CONTRACTS | {"registry", "data", "madness", "metrics", "mix"},
-    "schema": {"config", "registry"},
-    "results": {"config", "measure"},
+    "reading": {"registry"},
+    "explain": {"reading", "registry"},
+    "experiment": CONTRACTS | {"data", "madness", "metrics", "mix"},
+    "check": CONTRACTS | {"experiment", "reading", "registry"},
+    "config": CONTRACTS | {"check", "experiment", "explain", "madness", "mix", "reading", "registry"},
+    "schema": {"experiment", "registry"},
+    "results": {"config", "measure", "reading"},
     "report": {"config", "madness", "measure", "results"},
-    "fanout": CONTRACTS | {"config", "loop", "metrics", "results"},
-    "run": {"config", "fanout", "report", "results", "schema"},
+    "fanout": CONTRACTS | {"config", "experiment", "loop", "metrics", "reading", "results"},
+    "run": {"config", "fanout", "reading", "report", "results", "schema"},
 }
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from selfloop import registry
 from selfloop.algorithms.gaussian import GaussianFit
-from selfloop.config import ConfigError, describe, dotted, fit_key, load, read, resolved
+from selfloop.config import describe, fit_key, load, resolved
+from selfloop.reading import ConfigError, dotted, read
 from selfloop.schema import json_schema
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
@@ -555,8 +556,9 @@ def test_a_label_that_names_a_kind_merges_into_a_section_that_names_none(write):
 
 @pytest.mark.parametrize("empty", ["{}", "{grid: {}}", "{zip: []}", "{independent: true}"])
 def test_a_sweep_without_an_axis_is_an_error(write, empty):
+    text, _ = edited(NO_SWEEP)
     with pytest.raises(ConfigError, match="sweep: names no axis; give it a grid or a zip, or remove it"):
-        points_of(write(NO_MADNESS), f"sweep={empty}")
+        points_of(write(text), f"sweep={empty}")
 
 
 def test_a_tracker_is_switched_off_by_false_and_not_by_nothing(write):

@@ -22,11 +22,13 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from selfloop import theory
-from selfloop.config import Experiment, Sweep, load, read
+from selfloop.config import load
 from selfloop.diffusion.sample import Sampler
+from selfloop.experiment import Experiment, Sweep
 from selfloop.madness import NORMALISATIONS, Madness
 from selfloop.metrics import track
 from selfloop.mix import LOOP_TYPES, Mix
+from selfloop.reading import read
 from selfloop.registry import KINDS, resolve
 from selfloop.report import curves
 from selfloop.results import load_generations

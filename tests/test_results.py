@@ -19,8 +19,9 @@ import pytest
 
 from selfloop import fanout
 from selfloop.algorithms.gaussian import GaussianFit, GaussianModel
-from selfloop.config import load, read
+from selfloop.config import load
 from selfloop.laws import Gaussian
+from selfloop.reading import read
 from selfloop.results import RunError, RunFolder, load_generations
 
 BASE = """\

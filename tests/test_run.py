@@ -18,7 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 from selfloop import fanout, report
-from selfloop.config import load, read
+from selfloop.config import load
+from selfloop.reading import read
 from selfloop.results import load_generations
 from selfloop.run import app
 

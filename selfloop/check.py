@@ -1,0 +1,125 @@
+"""What single fields of a configuration cannot know: parts that do not fit one another, found before anything runs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from selfloop.experiment import Experiment
+from selfloop.protocols import GIVES, Tunable
+from selfloop.reading import Fault, Path_
+from selfloop.registry import kind_of
+
+
+def check(experiment: Experiment) -> list[Fault]:
+    """Parts that do not fit one another, found before anything runs."""
+    return [
+        *_check_nesting(experiment.algorithm, ("algorithm",)),
+        *_check_trackers(experiment),
+        *(_check_statistics(experiment) if experiment.statistics else ()),
+        *_check_mix(experiment),
+        *_check_sizes(experiment),
+    ]
+
+
+def _lacks(thing: Any, what: frozenset[str]) -> list[str]:
+    """What it does not give, as far as it says what it gives."""
+    gives = getattr(thing, "gives", None)
+    return sorted(what - gives) if gives is not None else []
+
+
+def _check_nesting(algorithm: Any, path: Path_) -> Iterator[Fault]:
+    inner = getattr(algorithm, "algorithm", None)
+    if inner is None:
+        return
+    for name in _lacks(inner, getattr(algorithm, "needs", frozenset())):
+        text = f"{kind_of(algorithm)} needs {GIVES[name]}, and {kind_of(inner)} gives none; use another kind"
+        yield Fault((*path, "algorithm"), text)
+    yield from _check_nesting(inner, (*path, "algorithm"))
+
+
+def _check_trackers(experiment: Experiment) -> Iterator[Fault]:
+    seen: dict[type[Any], str] = {}
+    for name, tracker in experiment.track.items():
+        if type(tracker) in seen:
+            yield Fault(("track", name), f"writes the same metrics as {seen[type(tracker)]}; keep one {kind_of(tracker)}")
+        seen.setdefault(type(tracker), name)
+        for need in _lacks(experiment.algorithm, getattr(tracker, "needs", frozenset())):
+            yield Fault(
+                ("track", name),
+                f"needs {GIVES[need]}, and {kind_of(experiment.algorithm)} gives none; remove this tracker",
+            )
+        for need in sorted(getattr(tracker, "needs_source", frozenset()) - getattr(experiment.real, "gives", frozenset())):
+            text = f"needs real data with {GIVES[need]}, and {kind_of(experiment.real)} has none; remove this tracker"
+            yield Fault(("track", name), text)
+
+
+def _check_statistics(experiment: Experiment) -> Iterator[Fault]:
+    points = "set statistics: false"
+    for _ in _lacks(experiment.algorithm, frozenset({"draw"})):
+        yield Fault(("statistics",), f"true needs {GIVES['draw']}, and {kind_of(experiment.algorithm)} gives none; {points}")
+    for _ in _lacks(experiment.real, frozenset({"draw"})):
+        yield Fault(
+            ("statistics",),
+            f"true needs {GIVES['draw']}, and the real data ({kind_of(experiment.real)}) has none; {points}",
+        )
+    if experiment.mix.curators:
+        yield Fault(("mix", "curators"), f"look at points, and statistics: true has none; {points}")
+    if experiment.mix.type.subsample:
+        yield Fault(
+            ("mix", "kind"), f"accumulate_subsample draws from a pool of points, and statistics: true has none; {points}"
+        )
+
+
+def _check_mix(experiment: Experiment) -> Iterator[Fault]:
+    algorithm, mix = experiment.algorithm, experiment.mix
+    if mix.bias != 1:
+        for _ in _lacks(algorithm, frozenset({"biased"})):
+            yield Fault(("mix", "bias"), f"{kind_of(algorithm)} has no sampling bias; set it to 1")
+    if mix.warm is not None and not isinstance(algorithm, Tunable):
+        yield Fault(("mix", "warm"), f"fine-tunes the last model, and {kind_of(algorithm)} cannot be tuned; remove it")
+    largest = getattr(algorithm, "largest_budget", None)
+    if mix.warm is not None and largest is not None and mix.warm > largest:
+        yield Fault(("mix", "warm"), f"must be <= {largest:g}, the whole way to the new fit; got {mix.warm:g}")
+    rows, needed = getattr(experiment.real, "rows", None), mix.real_rows(experiment.generations)
+    if rows is not None and needed > rows:
+        uses = f"{experiment.generations} generations of this {mix.kind} loop use {needed} real rows"
+        yield Fault(("mix", "n_real"), f"{uses}, and {kind_of(experiment.real)} has {rows} for training; use fewer")
+
+
+def _check_sizes(experiment: Experiment) -> Iterator[Fault]:
+    """Fits of too few points, or of another number than the rows of a fixed design; targets of another dimension."""
+    mix, d = experiment.mix, getattr(experiment.real, "d", None)
+    sizes_later = {mix.synthetic_size(g) for g in range(2, experiment.generations + 2)}
+    if getattr(experiment.algorithm, "design", None) == "fixed" and sizes_later != {mix.real_size(1)}:
+        given = "n_synthetic" if mix.n_synthetic else "ratio" if mix.ratio else "fraction"
+        text = f"must be n_real = {mix.real_size(1)}: a fixed design gives every generation the rows of the first; got"
+        yield Fault(("mix", given), f"{text} {sorted(sizes_later)}, or set algorithm.design to fresh")
+    for number, curator in enumerate(mix.curators):
+        target = getattr(curator, "target", None)
+        if target is not None and d is not None and len(target) != d:
+            yield Fault(("mix", "curators", number, "target"), f"must have {d} coordinates, one a dimension; got {len(target)}")
+    least = _least_points(experiment.algorithm)
+    if least is None or d is None:
+        return
+    sizes: dict[Path_, int] = {("mix", "n_real"): mix.real_size(1)}
+    later = [
+        mix.synthetic_size(g) + (0 if mix.type.real == "none" else mix.real_size(g))
+        for g in range(2, experiment.generations + 1)
+    ]
+    if later:
+        sizes[("mix", "n_synthetic")] = min(later)
+    thing: Any = experiment.algorithm
+    path: Path_ = ("algorithm",)
+    while thing is not None:  # the auxiliary of a wrapper is fitted too
+        if hasattr(thing, "algorithm") and hasattr(thing, "n_synthetic"):
+            sizes[(*path, "n_synthetic")] = thing.n_synthetic
+        thing, path = getattr(thing, "algorithm", None), (*path, "algorithm")
+    for field, n in sizes.items():
+        if n < least(d):
+            who = f"{kind_of(experiment.algorithm)} in d = {d} dimension{'s' if d > 1 else ''}"
+            yield Fault(field, f"must be >= {least(d)} points for a fit of {who}; got {n}")
+
+
+def _least_points(algorithm: Any) -> Any:
+    if algorithm is None or hasattr(algorithm, "least_points"):
+        return getattr(algorithm, "least_points", None)
+    return _least_points(getattr(algorithm, "algorithm", None))
