@@ -89,14 +89,15 @@ def _check_sizes(experiment: Experiment) -> Iterator[Fault]:
     """Fits of too few points, or of another number than the rows of a fixed design; targets of another dimension."""
     mix, d = experiment.mix, getattr(experiment.real, "d", None)
     sizes_later = {mix.synthetic_size(g) for g in range(2, experiment.generations + 2)}
-    if getattr(experiment.algorithm, "design", None) == "fixed" and sizes_later != {mix.real_size(1)}:
+    if getattr(experiment.algorithm, "keeps_rows", False) and sizes_later != {mix.real_size(1)}:
         given = "n_synthetic" if mix.n_synthetic else "ratio" if mix.ratio else "fraction"
         text = f"must be n_real = {mix.real_size(1)}: a fixed design gives every generation the rows of the first; got"
         yield Fault(("mix", given), f"{text} {sorted(sizes_later)}, or set algorithm.design to fresh")
     for number, curator in enumerate(mix.curators):
-        target = getattr(curator, "target", None)
-        if target is not None and d is not None and len(target) != d:
-            yield Fault(("mix", "curators", number, "target"), f"must have {d} coordinates, one a dimension; got {len(target)}")
+        judged = getattr(curator, "d", d)
+        if d is not None and judged != d:
+            text = f"judges points of dimension {judged}, and the real data ({kind_of(experiment.real)}) has dimension {d}"
+            yield Fault(("mix", "curators", number), f"{text}; change one of them")
     least = _least_points(experiment.algorithm)
     if least is None or d is None:
         return

@@ -19,7 +19,6 @@ Real = Annotated[float, Strict()]
 Positive = Annotated[float, Strict(), Gt(0)]
 NonNegative = Annotated[float, Strict(), Ge(0)]
 Fraction = Annotated[float, Strict(), Ge(0), Le(1)]
-ProperFraction = Annotated[float, Strict(), Ge(0), Lt(1)]
 Omega = Annotated[float, Strict(), Ge(-1), AT_SAMPLING]
 Switch = Annotated[bool, Strict()]
 

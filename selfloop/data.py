@@ -56,25 +56,20 @@ class Law:
 class DataSet:
     """A finite source: rows (N, *event) in an order of its own for every replicate, the last of them held out.
 
-    order (R, N): a permutation a replicate; training rows are its first `n_train`, in order, so that no row is used
+    order (R, N): a permutation a replicate; training rows are its first `rows`, in order, so that no row is used
     twice; the held-out rows are for comparison.
     """
 
     points: Array
     labels: Ints
     order: Ints
-    n_train: int
-
-    @property
-    def rows(self) -> int:
-        """Rows for training."""
-        return self.n_train
+    rows: int
 
     def take(self, start: int, n: int, rng: Generator, statistics: bool = False) -> Data:
         """Rows start .. start + n - 1 of each replicate's order. Raises ValueError when they run out."""
-        if start + n > self.n_train:
+        if start + n > self.rows:
             raise ValueError(
-                f"the data set is exhausted: rows {start} to {start + n - 1} are asked for, of {self.n_train} for training; "
+                f"the data set is exhausted: rows {start} to {start + n - 1} are asked for, of {self.rows} for training; "
                 "ask for fewer, run fewer generations or hold out less"
             )
         rows = self._rows(self.order[:, start : start + n])
@@ -82,7 +77,7 @@ class DataSet:
 
     def sample(self, n: int, rng: Generator) -> Measure:
         """n held-out rows a replicate without repetition (all of them in a new order if fewer are held out)."""
-        held = self.order[:, self.n_train :]
+        held = self.order[:, self.rows :]
         return self._rows(rng.permuted(held, axis=1)[:, :n])
 
     def _rows(self, index: NDArray[Any]) -> Measure:

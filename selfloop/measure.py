@@ -9,24 +9,13 @@ a loop over 10^5 replicates needs no points at all. `concatenate` and `Measure.r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast, overload, runtime_checkable
+from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-
-@runtime_checkable
-class Points(Protocol):
-    """Anything with a shape, a dtype and rows: an array, a memory map, or lazy `Rows`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -74,8 +63,9 @@ class Rows:
 class Measure:
     """Weighted points, sum_i weights[i] * delta(points[i]); the weights add to one over n.
 
-    points (*batch, n, *event), any dtype; weights (*batch, n), >= 0; labels (n,) or (*batch, n), the class of a
-    point; origin (n,) or (*batch, n), the generation that drew it, 0 = real. `Measure.uniform` checks and fills in.
+    points (*batch, n, *event), any dtype: an array, or for unbatched data a memory map or lazy `Rows`; weights (*batch, n),
+    >= 0; labels (n,) or (*batch, n), the class of a point; origin (n,) or (*batch, n), the generation that drew it, 0 = real.
+    `Measure.uniform` checks and fills in.
     Raises ValueError on weights that are negative or do not add to one, or on lengths that differ.
     """
 

@@ -15,12 +15,10 @@ Sizes may change from generation to generation. The published symbol lambda mean
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
-from annotated_types import Ge
 from numpy.random import Generator
-from pydantic import Strict
 
 from selfloop.component import Count, Counts, Fraction, Fractions, NonNegative, Positive, Ratios, component, scheduled
 from selfloop.measure import Array, Data, Ints, Measure, Moments, concatenate
@@ -89,7 +87,7 @@ class Mix:
     correction: NonNegative = 0.0
     pollution: Pollution | None = None
     curators: tuple[Curator, ...] = ()
-    warm: Annotated[float, Strict(), Ge(0)] | None = None
+    warm: NonNegative | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("n_synthetic", "ratio", "fraction") if getattr(self, name) is not None]

@@ -24,6 +24,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -359,25 +360,35 @@ class RunFolder:
             self._write("environment.json", json.dumps([*entries, now], indent=2).encode())
 
 
-def _code(described: Mapping[str, Any]) -> dict[str, str]:
-    """A hash of the source of every class that is not ours: results of old code and of new do not mix."""
-    kinds = {value for path, value in described.items() if path.split(".")[-1] == "kind" and ":" in str(value)}
-    out = {}
-    for kind in kinds:
-        file = getattr(sys.modules.get(kind.partition(":")[0]), "__file__", None)
-        if file is not None:
-            out[f"code of {kind}"] = _digest(Path(file).read_bytes())[:12]
-    return out
+def _kinds(tree: Any) -> set[str]:
+    """The kinds that are named anywhere in a description, by a path to a class and not by a name of ours."""
+    if isinstance(tree, list):
+        return set().union(*map(_kinds, tree))
+    if not isinstance(tree, dict):
+        return set()
+    own = {tree["kind"]} if ":" in str(tree.get("kind", "")) else set()
+    return own.union(*map(_kinds, tree.values()))
+
+
+@lru_cache(maxsize=64)
+def _code(kind: str) -> str | None:
+    """A hash of the source of a class as this process has imported it; None where it has no file."""
+    file = getattr(sys.modules.get(kind.partition(":")[0]), "__file__", None)
+    return None if file is None else _digest(Path(file).read_bytes())[:12]
 
 
 def described(points: Sequence[Point]) -> dict[str, Any]:
-    """What results depend on, as dotted path -> value: what all points share, and what each has of its own."""
+    """What results depend on, as dotted path -> value: what all points share, and what each has of its own.
+
+    The source of a class that is not ours is part of it: results of old code and of new do not mix.
+    """
+    trees = [{key: value for key, value in describe(point.experiment).items() if key not in WATCHED} for point in points]
     each = [
-        flatten({key: value for key, value in describe(point.experiment).items() if key not in WATCHED})
+        flatten(tree)
         | {"sweep.independent": point.experiment.sweep.independent}
-        for point in points
+        | {f"code of {kind}": _code(kind) for kind in _kinds(tree)}
+        for tree, point in zip(trees, points, strict=True)
     ]
-    each = [one | _code(one) for one in each]
     shared = {path: value for path, value in each[0].items() if all(path in one and one[path] == value for one in each)}
     own = [{path: value for path, value in one.items() if path not in shared} for one in each]
     rows = [{"key": point.key, "at": point.values, "own": values} for point, values in zip(points, own, strict=True)]

@@ -290,6 +290,18 @@ def test_results_of_old_code_and_of_new_do_not_mix(config):
     assert "code of my_module:Jitter: the folder has" in done.stderr
 
 
+def test_the_code_of_a_curator_in_a_list_counts_too(config):
+    """It stands in a list of the configuration and not at a key of its own."""
+    judge = "from selfloop.curate.select import Truncate\n\nclass Judge(Truncate):\n    pass\n"
+    Path("my_module.py").write_text(judge)
+    curated = ("mix.curators=[{kind: 'my_module:Judge', radius: 3.0}]", "statistics=false")
+    assert execute(config, *curated, "--workers", 1).returncode == 0
+    Path("my_module.py").write_text(judge + "\n# another line\n")
+    done = execute(config, *curated, "--workers", 1)
+    assert done.returncode == 1
+    assert "code of my_module:Judge: the folder has" in done.stderr
+
+
 def test_an_algorithm_that_fails_is_told_with_the_loop_and_the_line_and_without_a_traceback(config):
     Path("my_module.py").write_text(MINE)
     config.write_text(BASE.replace("algorithm: gaussian", "algorithm: my_module:Failing").replace("  w2:\n", ""))

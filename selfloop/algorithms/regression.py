@@ -154,6 +154,11 @@ class RegressionFit:
         """Coefficients and moments; a fresh design also has a law."""
         return frozenset({"draw", "coefficients"} | ({"law"} if self.design == "fresh" else set()))
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether every generation gets the rows of x of the first, and so has as many."""
+        return self.design == "fixed"
+
     def least_points(self, d: int) -> int:
         """Points (x, y) in R^d without which a fit is refused: one more than the d - 1 coefficients."""
         return d

@@ -3,11 +3,10 @@
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge, Len
+from annotated_types import Len
 from numpy.random import Generator
-from pydantic import Strict
 
-from selfloop.component import Real, component
+from selfloop.component import NonNegative, Real, component
 from selfloop.measure import Measure, Selection
 
 
@@ -19,8 +18,13 @@ class Reward:
     Source: Ferbach et al. (2024), arXiv 2407.09499.
     """
 
-    strength: Annotated[float, Strict(), Ge(0)]
+    strength: NonNegative
     target: Annotated[tuple[Real, ...], Len(1)]
+
+    @property
+    def d(self) -> int:
+        """Dimension of the points it can judge."""
+        return len(self.target)
 
     def __call__(self, data: Measure, rng: Generator, work: Any = None) -> Selection:
         """Points (*batch, n, d), d = len(target); weights e^r up to a factor, taken at the largest reward for stability.

@@ -16,20 +16,17 @@ steps draw.
 
 import itertools
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from annotated_types import Gt
 from numpy.random import Generator
-from pydantic import Strict
 
-from selfloop.component import Count, component
+from selfloop.component import Count, Positive, component
 from selfloop.covariance import symmetric
 from selfloop.laws import Gaussian
 from selfloop.measure import Array
 
 Denoise = Callable[[Any, float], Any]
-Positive = Annotated[float, Strict(), Gt(0)]
 
 
 @component
