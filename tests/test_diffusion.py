@@ -160,7 +160,7 @@ def test_denoisers_of_gaussians_are_posterior_means():
     ("options", "message"),
     [
         ({"kind": "euler", "sigma_min": 5.0, "sigma_max": 1.0}, "sigma_min must lie below sigma_max"),
-        ({"kind": "rk4"}, "'exact', 'euler', 'heun' or 'ancestral'"),
+        ({"kind": "rk4"}, "'exact', 'euler', 'heun', 'dpm' or 'ancestral'"),
         ({"steps": 0}, "greater than or equal to 1"),
         ({"rho": -1.0}, "greater than 0"),
         ({"sigma_max": float("nan")}, "finite"),

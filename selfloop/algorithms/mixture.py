@@ -97,7 +97,7 @@ class MixtureModel:
         if self.sampler.kind == "exact":
             points = self._exact(n, rng)
         else:
-            points = diffusion.sample(self.denoise, self.sampler, self.shape(n), rng)
+            points = diffusion.sample(self.denoise, self.sampler, self.shape(n), rng, len(self.batch))
         return Measure(points, np.broadcast_to(1.0 / n, points.shape[:-1]))
 
     def _exact(self, n: int, rng: Generator) -> Array:

@@ -125,7 +125,7 @@ class SimsModel:
             return self._law.sample(n, rng)
         if self.omega in (0, -1):
             return (self.pair.base if self.omega == 0 else self.pair.auxiliary).sample(n, rng, labels, work)  # type: ignore[no-any-return]
-        points = diffusion.sample(lambda x, s: self.denoise(x, s, labels), self.sampler, self.shape(n), rng)
+        points = diffusion.sample(lambda x, s: self.denoise(x, s, labels), self.sampler, self.shape(n), rng, len(self.batch))
         return Measure(points, np.broadcast_to(1.0 / n, (*self.batch, n)))
 
     def draw(self, n: int, rng: Generator) -> Moments:

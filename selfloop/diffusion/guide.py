@@ -4,11 +4,12 @@ SIMS extrapolates from the score of an auxiliary model, trained on the base mode
 
     s = (1 + omega) s_base - omega s_auxiliary,     D = (1 + omega) D_base - omega D_auxiliary
 
-Source: Alemohammad et al. (2024), Algorithm 1. omega = 0 is the base, omega = -1 the auxiliary;
-autoguidance (Karras et al., 2024) has the same form with weight w = 1 + omega and another auxiliary.
+Source: Alemohammad et al. (2024), Algorithm 1. omega = 0 is the base, omega = -1 the auxiliary. Autoguidance (Karras
+et al., 2024) and classifier-free guidance (Ho & Salimans, 2022) have the same form, with weight w = 1 + omega: the auxiliary
+is a weaker model, or the model without its condition. Guidance in an interval of noise levels alone: Kynkaanniemi et al. (2024).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,45 @@ from selfloop.diffusion.sample import Denoise
 from selfloop.laws import Gaussian
 from selfloop.measure import Array
 
+Interval = tuple[float, float]
 
-def negative_guidance(base: Denoise, auxiliary: Denoise, omega: float) -> Denoise:
-    """D(x; sigma) = (1 + omega) D_base(x; sigma) - omega D_auxiliary(x; sigma)."""
+
+def guided(base: Denoise, auxiliaries: Sequence[Denoise], omegas: Sequence[Any], interval: Interval | None = None) -> Denoise:
+    """D(x; sigma) = (1 + sum_k omega_k) D_base(x; sigma) - sum_k omega_k D_k(x; sigma) for sigma in `interval`, else D_base.
+
+    omegas: a number for each auxiliary, or an array that broadcasts with x (one value a replicate).
+    Raises ValueError if there are not as many omegas as auxiliaries, or no noise level lies in the interval.
+    """
+    if len(auxiliaries) != len(omegas):
+        raise ValueError(f"every auxiliary needs an omega, got {len(auxiliaries)} auxiliaries and {len(omegas)} omegas")
+    check_interval(interval)
+    whole = 1 + sum(omegas)
 
     def denoise(x: Any, sigma: float) -> Any:
-        return (1 + omega) * base(x, sigma) - omega * auxiliary(x, sigma)
+        if interval is not None and not interval[0] <= sigma <= interval[1]:
+            return base(x, sigma)
+        out = whole * base(x, sigma)
+        for auxiliary, omega in zip(auxiliaries, omegas, strict=True):
+            out = out - omega * auxiliary(x, sigma)
+        return out
 
     return denoise
+
+
+def negative_guidance(base: Denoise, auxiliary: Denoise, omega: Any, interval: Interval | None = None) -> Denoise:
+    """SIMS, (1 + omega) D_base - omega D_auxiliary: `guided` with one auxiliary."""
+    return guided(base, [auxiliary], [omega], interval)
+
+
+def autoguidance(main: Denoise, guide: Denoise, weight: Any, interval: Interval | None = None) -> Denoise:
+    """D_guide + weight (D_main - D_guide); with the model without its condition as `guide`, classifier-free guidance."""
+    return guided(main, [guide], [weight - 1], interval)
+
+
+def check_interval(interval: Interval | None) -> None:
+    """Raise ValueError if an interval of noise levels is empty."""
+    if interval is not None and not 0 <= interval[0] < interval[1]:
+        raise ValueError(f"interval must be [low, high] with 0 <= low < high in sigma, got {list(interval)}; it holds no level")
 
 
 def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:

@@ -4,44 +4,61 @@ A sampler is one step, x(s) -> x(s'), s' < s, as the mean and standard deviation
 
     euler       x + (s' - s) d,  d = (x - D(x; s)) / s
     heun        x + (s' - s) (d + d') / 2,  d' the slope at the Euler point; Euler at s' = 0
+    dpm         (s' / s) x + (1 - s' / s) D(x'; s''),  s'' = (s s')^1/2,  x' = (s'' / s) x + (1 - s'' / s) D(x; s); D at s' = 0
     ancestral   x + (s_down - s) d + s_up z,  s_up^2 = s'^2 (s^2 - s'^2) / s^2,  s_down = s'^2 / s
 
-The noise levels fall from sigma_max to sigma_min in `steps` values evenly spaced in sigma^(1 / rho), then to 0.
-Source: Karras et al. (2022), Algorithm 1 and equation 5; ancestral: the posterior of DDPM in these variables.
+The noise levels fall from sigma_max to sigma_min in `steps` values evenly spaced in sigma^(1 / rho), then to 0. Churn raises
+a level before a deterministic step: x(s) -> x(s^), s^ = s (1 + gamma), by noise alone, gamma = min(churn / steps, 2^1/2 - 1).
+Source: Karras et al. (2022), Algorithms 1 and 2, equation 5; dpm: Lu et al. (2022), DPM-Solver++ 2S with r = 1/2, of order 2
+as heun with about half its error on a Gaussian at equal calls; ancestral: the posterior of DDPM in these variables.
 
-A step is arithmetic alone, so it takes numpy arrays and torch tensors. On points it is run with noise (`sample`). For a
-Gaussian D is affine in x, so every step is, and its matrix follows exactly from d + 1 probes: `law` gives the law of what N
-steps draw.
+A step remembers nothing (so no multistep methods) and is arithmetic alone, for numpy arrays and torch tensors. On points it
+is run with noise (`sample`). For a Gaussian D is affine in x, so every step is, and its matrix follows exactly from
+d + 1 probes: `law` gives the law of what N steps draw.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 from numpy.random import Generator
 
-from selfloop.component import Count, Positive, component
+from selfloop.component import Count, NonNegative, Positive, component
 from selfloop.covariance import symmetric
 from selfloop.laws import Gaussian
 from selfloop.measure import Array
 
 Denoise = Callable[[Any, float], Any]
+BLOCK = 64
+"""Points that share a stream of noise."""
 
 
 @component
 class Sampler:
-    """How a diffusion model draws. `exact` is the limit of infinitely many steps from sigma_max = infinity."""
+    """How a diffusion model draws. `exact` is the limit of infinitely many steps from sigma_max = infinity.
 
-    kind: Literal["exact", "euler", "heun", "ancestral"] = "exact"
+    churn: S_churn >= 0, for levels from churn_min to churn_max (all if not said), its noise scaled by churn_noise; for euler,
+    heun and dpm.
+    """
+
+    kind: Literal["exact", "euler", "heun", "dpm", "ancestral"] = "exact"
     steps: Count = 18
     sigma_max: Positive = 80.0
     sigma_min: Positive = 0.002
     rho: Positive = 7.0
+    churn: NonNegative = 0.0
+    churn_min: NonNegative = 0.0
+    churn_max: Positive | None = None
+    churn_noise: Positive = 1.0
 
     def __post_init__(self) -> None:
         if not self.sigma_min < self.sigma_max:
             raise ValueError(f"sigma_min must lie below sigma_max, got {self.sigma_min} and {self.sigma_max}")
+        if self.churn > 0 and self.kind in ("exact", "ancestral"):
+            raise ValueError(f"churn must be 0 for {self.kind}, which has noise of its own or no steps; got {self.churn:g}")
+        if self.churn_max is not None and not self.churn_min < self.churn_max:
+            raise ValueError(f"churn_min must lie below churn_max, got {self.churn_min} and {self.churn_max}")
 
     def levels(self) -> list[float]:
         """The noise levels, `steps` of them from sigma_max down to sigma_min, then 0."""
@@ -49,14 +66,33 @@ class Sampler:
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         return [(high + i / last * (low - high)) ** self.rho for i in range(self.steps)] + [0.0]
 
+    def moves(self) -> Iterator[tuple[float, float]]:
+        """The pairs (s, s') of the way down; where churn raises a level, first (s, s^) and then (s^, s')."""
+        gamma = min(self.churn / self.steps, 2**0.5 - 1)
+        for s, s_next in itertools.pairwise(self.levels()):
+            if gamma > 0 and self.churn_min <= s and (self.churn_max is None or s <= self.churn_max):
+                raised = s * (1 + gamma)
+                yield s, raised
+                s = raised
+            yield s, s_next
+
     def step(self, denoise: Denoise, x: Any, s: float, s_next: float) -> tuple[Any, float]:
         """Mean and standard deviation of x(s_next) given x(s) = x; any shape of x, numpy or torch.
 
-        Raises ValueError for `exact`, which has no steps.
+        s_next > s adds noise: mean x, std churn_noise (s_next^2 - s^2)^1/2. Raises ValueError for `exact`, which has no steps.
         """
         if self.kind == "exact":
-            raise ValueError("sampler 'exact' has no steps; choose euler, heun or ancestral")
-        slope = (x - denoise(x, s)) / s
+            raise ValueError("sampler 'exact' has no steps; choose euler, heun, dpm or ancestral")
+        if s_next > s:
+            return x, self.churn_noise * (s_next**2 - s**2) ** 0.5
+        denoised = denoise(x, s)
+        if self.kind == "dpm":
+            if s_next == 0:
+                return denoised, 0.0
+            middle = (s * s_next) ** 0.5
+            inner = middle / s * x + (1 - middle / s) * denoised
+            return s_next / s * x + (1 - s_next / s) * denoise(inner, middle), 0.0
+        slope = (x - denoised) / s
         if self.kind == "ancestral":
             up = s_next * (max(s**2 - s_next**2, 0.0)) ** 0.5 / s
             return x + (s_next**2 / s - s) * slope, up
@@ -76,9 +112,8 @@ def law(denoise: Denoise, sampler: Sampler, batch: tuple[int, ...], d: int) -> G
     probes = np.broadcast_to(np.vstack([np.zeros(d), identity]), (*batch, d + 1, d))
     mean = np.zeros((*batch, d))
     cov = np.broadcast_to(sampler.sigma_max**2 * identity, (*batch, d, d))
-    levels = sampler.levels()
     with np.errstate(all="ignore"):
-        for s, s_next in itertools.pairwise(levels):
+        for s, s_next in sampler.moves():
             image, std = sampler.step(denoise, probes, s, s_next)
             offset = image[..., 0, :]
             transposed = image[..., 1:, :] - offset[..., None, :]
@@ -89,12 +124,38 @@ def law(denoise: Denoise, sampler: Sampler, batch: tuple[int, ...], d: int) -> G
     return Gaussian(mean, symmetric(cov))
 
 
-def sample(denoise: Denoise, sampler: Sampler, shape: tuple[int, ...], rng: Generator) -> Array:
-    """Points of shape (*batch, n, *event), drawn by the sampler's steps from N(0, sigma_max^2 I)."""
-    levels = sampler.levels()
-    x = sampler.sigma_max * rng.standard_normal(shape)
-    for s, s_next in itertools.pairwise(levels):
+def sample(
+    denoise: Denoise,
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    rng: Generator,
+    axis: int = 0,
+    lift: Callable[[Array], Any] = np.asarray,
+) -> Array:
+    """Points of shape (*batch, n, *event), drawn by the sampler's steps from N(0, sigma_max^2 I); n is at `axis`.
+
+    Noise belongs to blocks of 64 points: point i is the same, to rounding, whatever n is and however a sample is cut.
+    lift: what makes of an array the kind that `denoise` computes with, a tensor on a GPU for example.
+    """
+    noise = BlockNoise(shape, axis, rng)
+    x = lift(sampler.sigma_max * noise())
+    for s, s_next in sampler.moves():
         x, std = sampler.step(denoise, x, s, s_next)
         if std > 0:
-            x = x + std * rng.standard_normal(shape)
-    return np.asarray(x)
+            x = x + std * lift(noise())
+    return np.asarray(x.cpu() if hasattr(x, "cpu") else x, dtype=float)
+
+
+class BlockNoise:
+    """Standard normal arrays of one shape, one after the other; each block of 64 points along `axis` has its own stream."""
+
+    def __init__(self, shape: tuple[int, ...], axis: int, rng: Generator):
+        key = int(rng.integers(2**63))
+        self.shape, self.axis = shape, axis
+        self.block = (*shape[:axis], BLOCK, *shape[axis + 1 :])
+        self.streams = [np.random.Generator(np.random.Philox(key=[key, b])) for b in range(-(-shape[axis] // BLOCK))]
+
+    def __call__(self) -> Array:
+        """The next array (*batch, n, *event)."""
+        whole = np.concatenate([stream.standard_normal(self.block) for stream in self.streams], axis=self.axis)
+        return whole[(*(slice(None),) * self.axis, slice(self.shape[self.axis]))]
