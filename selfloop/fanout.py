@@ -2,7 +2,8 @@
 
 A unit is a chunk of replicates of a group of sweep points that share their first fit. Work goes in rounds of a few seconds:
 each worker is dealt units, advances them until the round is over, and returns rows and states, which the parent alone writes.
-So a kill loses one round at most, no worker needs the folder, and the backend is whatever joblib offers.
+So a kill loses one round at most, no worker needs the folder, and the backend is whatever joblib offers. A fit that takes
+longer than a round saves itself in the run folder, if that is on the worker's machine too.
 """
 
 import importlib.util
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from selfloop.protocols import Algorithm, Generation, Model
 from selfloop.reading import Source
 from selfloop.results import Block, RunFolder
 from selfloop.streams import NamedStreams
+from selfloop.work import FolderWork
 
 ROUND_SECONDS = 2.0
 UNITS_A_ROUND = 16
@@ -40,6 +42,8 @@ HISTORY_BYTES = 256 * 2**20
 Saved = dict[str, Array]
 Report = Callable[[str, int, int], None]
 """(point key, chunk, generation reached)"""
+Tell = Callable[..., None]
+"""(point key, chunk, steps done, steps in all, **numbers): how far a fit is."""
 
 
 class LoopError(Exception):
@@ -52,7 +56,10 @@ class BackendError(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is given: a unit, and where the points of it stand that are to be advanced."""
+    """What a worker is given: a unit, and where the points of it stand that are to be advanced.
+
+    folder: the run folder, as the parent sees it; work: point key -> where in it the fits of a loop save themselves.
+    """
 
     source: Source
     group: int
@@ -60,6 +67,8 @@ class Task:
     done: dict[str, int]
     history: dict[str, list[Saved]]
     first: Saved | None
+    folder: str
+    work: dict[str, str]
 
 
 @dataclass
@@ -110,7 +119,7 @@ def _loaded(file: str, tree: str) -> list[list[Point]]:
     return groups(load(Source(file, json.loads(tree), {})))
 
 
-def advance(tasks: Sequence[Task], seconds: float, report: Report | None = None) -> list[Outcome]:
+def advance(tasks: Sequence[Task], seconds: float, report: Report | None = None, tell: Tell | None = None) -> list[Outcome]:
     """Advance units one after the other until the time is up; the first of them by one generation at least.
 
     Raises LoopError if a loop fails.
@@ -121,23 +130,32 @@ def advance(tasks: Sequence[Task], seconds: float, report: Report | None = None)
         for task in tasks:
             if outcomes and time.monotonic() >= deadline:
                 break
-            outcomes.append(_advance_unit(task, deadline, report))
+            outcomes.append(_advance_unit(task, deadline, report, tell))
     return outcomes
 
 
-def _advance_unit(task: Task, deadline: float, report: Report | None) -> Outcome:
+def _advance_unit(task: Task, deadline: float, report: Report | None, tell: Tell | None) -> Outcome:
     points = _loaded(task.source.file, json.dumps(task.source.tree))[task.group]
     outcome = Outcome(task.group, task.chunk, task.first)
     for point in points:
         if task.done.get(point.key, point.experiment.generations) < point.experiment.generations:
             with _located(task, point, outcome):
-                _advance_loop(task, point, outcome, deadline, report)
+                _advance_loop(task, point, outcome, deadline, report, _work(task, point, tell))
             if time.monotonic() >= deadline:
                 break
     return outcome
 
 
-def _advance_loop(task: Task, point: Point, outcome: Outcome, deadline: float, report: Report | None) -> None:
+def _work(task: Task, point: Point, tell: Tell | None) -> FolderWork | None:
+    """Where the fits of a loop save themselves; None on a machine that has no such folder or may not write to it."""
+    if not os.access(task.folder, os.W_OK):
+        return None
+    return FolderWork(Path(task.folder, task.work[point.key]), tell=tell and partial(tell, point.key, task.chunk))
+
+
+def _advance_loop(
+    task: Task, point: Point, outcome: Outcome, deadline: float, report: Report | None, work: FolderWork | None
+) -> None:
     experiment, mix = point.experiment, point.experiment.mix
     offset, replicates = chunks(experiment)[task.chunk]
     streams = NamedStreams(experiment.seed, task.chunk, point.key if experiment.sweep.independent else "")
@@ -146,7 +164,7 @@ def _advance_loop(task: Task, point: Point, outcome: Outcome, deadline: float, r
     algorithm = Shared(experiment.algorithm, real, outcome.first)
     history = [unpack(saved, experiment.algorithm) for saved in task.history.get(point.key, [])]
     saved = outcome.saved.setdefault(point.key, [])
-    for generation in self_consume(source, real, algorithm, mix, experiment.generations, streams, history):
+    for generation in self_consume(source, real, algorithm, mix, experiment.generations, streams, history, work):
         outcome.blocks += _blocks(point, task.chunk, offset, View(generation, source, streams, replicates))
         saved.append((generation.index, pack(generation, mix.warm is not None)))
         if mix.memory is not None:
@@ -159,7 +177,7 @@ def _advance_loop(task: Task, point: Point, outcome: Outcome, deadline: float, r
 
 
 def _blocks(point: Point, chunk: int, offset: int, view: View) -> list[Block]:
-    """The rows of a generation: values of the replicates that have not diverged, and a mark for those that just did."""
+    """The rows of a generation: values of the replicates that have not diverged, and marks for those that just did."""
     generation = view.generation
     alive, lost_now = generation.diverged == 0, generation.diverged == generation.index
     ids = offset + np.arange(len(alive), dtype=np.int32)
@@ -167,6 +185,10 @@ def _blocks(point: Point, chunk: int, offset: int, view: View) -> list[Block]:
     if lost_now.any():
         marks = np.ones(int(lost_now.sum()))
         blocks.append(Block(point.key, chunk, generation.index, "diverged", ids[lost_now], marks))
+        step = np.broadcast_to(getattr(generation.model, "failed", 0), alive.shape)
+        known = lost_now & (step > 0)
+        if known.any():
+            blocks.append(Block(point.key, chunk, generation.index, "diverged_step", ids[known], step[known].astype(float)))
     for tracker in point.experiment.track.values():
         most = len(alive) if tracker.replicates is None else tracker.replicates - offset
         members = min(max(most, 0), len(alive))
@@ -236,11 +258,13 @@ def run(
     parallel: Any = None,
     report: Report | None = None,
     seconds: float = ROUND_SECONDS,
+    tell: Tell | None = None,
 ) -> None:
     """Advance every unit of an experiment to its end, committing each round of so many seconds to the folder.
 
     parallel: a joblib.Parallel to deal the rounds to (None: here, in this process); report(point, chunk, generation) is called
-    when a loop has moved on. Raises LoopError if a loop fails or a worker is lost.
+    when a loop has moved on, tell(point, chunk, done, total, **numbers) when a fit in this process has. Raises LoopError if a
+    loop fails or a worker is lost.
     """
     from joblib import delayed
 
@@ -251,7 +275,7 @@ def run(
         hands = [pending[worker::workers][:UNITS_A_ROUND] for worker in range(min(workers, len(pending)))]
         deals = [_deal(source, grouped, hand, folder) for hand in hands]
         if parallel is None:
-            results = [advance(deal, seconds, report) for deal in deals]
+            results = [advance(deal, seconds, report, tell) for deal in deals]
         else:
             with _kept_workers():
                 results = parallel(delayed(advance)(deal, seconds) for deal in deals)
@@ -270,18 +294,22 @@ def _open(group: Sequence[Point], chunk: int, folder: RunFolder) -> list[Point]:
 def _deal(source: Source, grouped: Sequence[Sequence[Point]], hand: Sequence[tuple[int, int]], folder: RunFolder) -> list[Task]:
     """Tasks for one worker and one round: loops in order, until what they must be sent of their past is enough."""
     tasks: list[Task] = []
+    place = str(folder.folder.resolve())
     room = HISTORY_BYTES
     for group, chunk in hand:
         done: dict[str, int] = {}
         history: dict[str, list[Saved]] = {}
+        work: dict[str, str] = {}
         for point in _open(grouped[group], chunk, folder):
             size = folder.history_bytes(point, chunk)
             if size > room and (tasks or done):
                 continue
             room -= size
             done[point.key], history[point.key] = folder.progress(point, chunk).done, folder.history(point, chunk)
+            work[point.key] = folder.work(point, chunk)
         if done:
-            tasks.append(Task(source, group, chunk, done, history, folder.first(fit_key(grouped[group][0]), chunk)))
+            first = folder.first(fit_key(grouped[group][0]), chunk)
+            tasks.append(Task(source, group, chunk, done, history, first, place, work))
     return tasks
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from selfloop import covariance
 from selfloop.measure import Data, finite, with_members_of
 from selfloop.mix import Mix
-from selfloop.protocols import Algorithm, Generation, Model, Source, Streams, Tunable
+from selfloop.protocols import Algorithm, Generation, Model, Source, Streams, Tunable, Work
 
 
 def self_consume(
@@ -24,22 +24,25 @@ def self_consume(
     generations: int,
     streams: Streams,
     history: Sequence[Generation] = (),
+    work: Work | None = None,
 ) -> Iterator[Generation]:
     """Fit, sample, mix, again; yield every generation up to `generations`, the first one fitted to `real` alone.
 
     history: the generations of an earlier, interrupted call, as far back as `mix.memory` reaches; the loop goes on after the
-    last of them and yields what the uninterrupted call would have. A replicate whose law is no longer finite is marked as
-    diverged and from then on fed the real data, so that its neighbours in the batch never notice; do not read its models.
+    last of them and yields what the uninterrupted call would have. work: where a fit that was cut goes on, one part a
+    generation. A replicate whose law is no longer finite is marked as diverged and from then on fed the real data, so that its
+    neighbours in the batch never notice; do not read its models.
     Raises ValueError if the first generation is singular, or finite in no replicate: there is no law for the real data.
     """
     past = list(history)
     for index in range(past[-1].index + 1 if past else 1, generations + 1):
         data = real if not past else mix(mix.real(source, real, index, streams), past, streams(index, "mix"))
+        part = work and work.at(f"generation-{index}")
         if past and mix.warm is not None:
-            tuned = cast(Tunable, algorithm).tune(past[-1].model, data, [mix.warm], streams(index, "fit"))
+            tuned = cast(Tunable, algorithm).tune(past[-1].model, data, [mix.warm], streams(index, "fit"), part)
             model: Model = next(iter(tuned))
         else:
-            model = algorithm.fit(data, streams(index, "fit"))  # named streams: a longer fit cannot move the draws
+            model = algorithm.fit(data, streams(index, "fit"), part)  # named streams: a longer fit cannot move the draws
         drawn = mix.hand_on(model, source, real, index, streams)
         lost = ~finite(drawn)
         if index == 1:

@@ -36,17 +36,40 @@ GIVES = {
 
 @runtime_checkable
 class Work(Protocol):
-    """Where a long fit keeps itself and says how far it is; closed forms ignore it."""
+    """Where a long fit keeps itself and says how far it is; closed forms ignore it.
 
-    def at(self, name: str) -> "Work": ...
-    def load(self) -> dict[str, Array] | None: ...
-    def save(self, **arrays: Array) -> None: ...
-    def report(self, done: int, total: int, **numbers: float) -> None: ...
+    A fit that was cut is called again with the same data and the same random stream: it loads what it last saved and ends where
+    it would have ended. It asks whether a save is due between blocks of steps, and may save once more when it is done.
+    """
+
+    def at(self, name: str) -> "Work":
+        """The work of a part of the fit, by a name that no other part has."""
+        ...
+
+    def load(self) -> dict[str, Array] | None:
+        """What was last saved here; None if there is nothing, or nothing sound."""
+        ...
+
+    def save(self, **arrays: Array) -> None:
+        """Put these arrays in the place of what was saved: all of them, or after a kill none."""
+        ...
+
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        ...
+
+    def report(self, done: int, total: int, **numbers: float) -> None:
+        """Say how far the fit is."""
+        ...
 
 
 @runtime_checkable
 class Model(Protocol):
-    """What a fit gives: something to draw points from."""
+    """What a fit gives: something to draw points from.
+
+    A model that was trained may carry `failed` (*batch,), integers: the step of the training at which a member's loss stopped
+    being finite, 0 = never. It is written down for replicates that diverge.
+    """
 
     def sample(self, n: int, rng: Generator, labels: Any = None, work: Work | None = None) -> Measure:
         """n points in every member of the batch: points (*batch, n, *event)."""

@@ -11,6 +11,9 @@ from selfloop.config import Point
 from selfloop.madness import Madness, Verdict, classify
 from selfloop.measure import Array
 
+MARKS = ("diverged", "diverged_step")
+"""Metrics that mark a replicate and have no mean."""
+
 
 def curves(table: pd.DataFrame, metric: str, values: dict[str, Any]) -> Array:
     """One metric at one point as an array (replicates, generations); NaN where a replicate has no finite value.
@@ -62,7 +65,7 @@ def headline(table: pd.DataFrame, points: Sequence[Point]) -> pd.DataFrame:
     """
     paths = list(points[0].values)
     rows = []
-    for key, group in table[table["metric"] != "diverged"].groupby([*paths, "metric"], sort=False, observed=True):
+    for key, group in table[~table["metric"].isin(MARKS)].groupby([*paths, "metric"], sort=False, observed=True):
         row = dict(zip([*paths, "metric"], key, strict=True))
         for name, t in (("first", group["generation"].min()), ("last", group["generation"].max())):
             value = group["value"].to_numpy()[group["generation"].to_numpy() == t]
@@ -109,8 +112,12 @@ def _show_lost(console: Any, points: Sequence[Point], table: pd.DataFrame) -> No
     """Replicates that diverged and values that are not finite: how many, the first of them, and what the means are of."""
     lost = table[table["metric"] == "diverged"]
     if len(lost):
+        keys = [*points[0].values, "replicate", "generation"]
+        steps = table.loc[table["metric"] == "diverged_step", [*keys, "value"]]
+        lost = lost.merge(steps, on=keys, how="left", suffixes=("", "_step"))
         row = lost.sort_values(["generation", "replicate"]).iloc[0]
         at = "".join(f", {path.split('.')[-1]} = {row[path]}" for path in points[0].values)
+        at += "" if math.isnan(row["value_step"]) else f", its training at step {row['value_step']:.0f}"
         loops = len(points) * points[0].experiment.replicates
         first = f"replicate {row['replicate']} at generation {row['generation']}{at}"
         console.print(f"{len(lost)} of {loops} loops diverged, the first {first}; the means are of those still left")

@@ -6,6 +6,7 @@
     state.json           the commit point: the experiment, and which parts and states count
     state.copy.json      the same, for when state.json is damaged
     parts/ states/       rows as they came, and what the loops need to go on
+    work/                what fits that take long save of themselves, until their generation counts
 
 Every file is written under a temporary name, synced and renamed; state.json after what it names, and what it no longer
 names is removed after that. A file that it does not name does not count, so a kill loses what was under way and nothing
@@ -19,8 +20,8 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,9 +39,13 @@ import yaml
 from selfloop.config import Point, describe, resolved
 from selfloop.measure import Array
 from selfloop.reading import Source
+from selfloop.work import replaced
 
 WATCHED = ("name", "madness", "sweep")
 """Sections that may change at will: they say how results are shown, or are compared point by point."""
+
+GROWING = ("generations", "replicates")
+"""What may become more; no fit depends on it."""
 
 STATES = ("state.json", "state.copy.json")
 
@@ -135,7 +140,10 @@ class RunFolder:
             self._check_files()
             if self._state["experiment"]["points"] != now["points"]:
                 self._state["table"] = None
+        else:
+            self._drop_work()
         self._state["experiment"] = now
+        self._settings = {row["key"]: now["shared"] | row["own"] for row in now["points"]}
         for place in ("parts", "states"):
             (self.folder / place).mkdir(exist_ok=True)
         self._commit()
@@ -203,9 +211,11 @@ class RunFolder:
             self._state["parts"].remove(part)
             for unit in part["units"]:
                 self._state["progress"].pop(unit, None)
+                self._drop_work(unit)
         for unit, progress in list(self._state["progress"].items()):
             if set(progress["files"]) & set(bad):
                 del self._state["progress"][unit]
+                self._drop_work(unit)
         for key, name in list(self._state["first"].items()):
             if name in bad:
                 del self._state["first"][key]
@@ -241,6 +251,14 @@ class RunFolder:
         """The saved first fit that the points of a group share."""
         name = self._state["first"].get(f"{short(group)}/{chunk}")
         return self._arrays(name) if name else None
+
+    def work(self, point: Point, chunk: int) -> str:
+        """Where in the folder the fits of a loop save themselves; named by all they depend on, so that no other finds it."""
+        settings = {path: value for path, value in self._settings[point.key].items() if path not in GROWING}
+        return f"work/{_unit(point, chunk)}/{short(json.dumps([settings, self._environment], sort_keys=True))}"
+
+    def _drop_work(self, unit: str = "") -> None:
+        shutil.rmtree(self.folder / "work" / unit, ignore_errors=True)
 
     def _arrays(self, name: str) -> dict[str, Array]:
         with np.load(self.folder / name, allow_pickle=False) as file:
@@ -294,6 +312,8 @@ class RunFolder:
                 raise
             for name in old - needed:  # after the copy of the state too, so that either state finds all it names
                 (self.folder / name).unlink(missing_ok=True)
+            for point, chunk in advances:
+                self._drop_work(f"{short(point)}/{chunk}")
 
     def _add(self, state: dict[str, Any], name: str, content: bytes) -> None:
         self._write(name, content)
@@ -304,7 +324,10 @@ class RunFolder:
             self._write(name, _sealed(self._state))
 
     def merge(self) -> pd.DataFrame:
-        """Write generations.parquet from the parts, sorted by point, generation, metric and replicate; the table it holds."""
+        """Write generations.parquet from the parts, sorted by point, generation, metric and replicate; the table it holds.
+
+        The run is finished: what its fits saved of themselves is removed.
+        """
         with self._explained("write"):
             if self._state["table"] is None:
                 parts = [pq.read_table(self.folder / part["file"], schema=BLOCKS) for part in self._state["parts"]]
@@ -312,24 +335,15 @@ class RunFolder:
                 self._write("generations.parquet", content)
                 self._state["table"] = _digest(content)
                 self._commit()
+            self._drop_work()
         return load_generations(self.folder)
 
     # Files ----------------------------------------------------------------------------------------------------------------
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.folder / name
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        with replaced(path, path.with_name(f".{path.name}.tmp")) as file:
+            file.write(content)
 
     @contextlib.contextmanager
     def _explained(self, action: str) -> Iterator[None]:
@@ -353,7 +367,7 @@ class RunFolder:
             entries = json.loads(path.read_text())
         except (OSError, ValueError):
             entries = []
-        now = environment()
+        now = self._environment = environment()
         if now not in entries:
             if entries:
                 self.notes.append("this run continues under other package versions than it began with; see environment.json")
@@ -515,15 +529,6 @@ def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _block_table(blocks: Sequence[Block]) -> pa.Table:

@@ -91,7 +91,7 @@ def _run(source: "Source", points: "list[Point]", folder: "RunFolder", parallel:
     for note in folder.notes:
         typer.echo(f"note: {note}")
     with Course(points, folder, workers) as course:
-        fanout.run(source, points, folder, workers, parallel, course, save_every)
+        fanout.run(source, points, folder, workers, parallel, course, save_every, course.fit)
     report.show(points, folder.merge())
     typer.echo(f"\n{time.monotonic() - began:.1f} s; results: {folder.folder / 'generations.parquet'}")
 
@@ -126,14 +126,23 @@ class Course(AbstractContextManager["Course"]):
         """A loop has reached a generation."""
         self.now += generation - self.done[point, chunk]
         self.done[point, chunk] = generation
+        self._show(f"generation {generation}", point)
+
+    def fit(self, point: str, chunk: int, done: int, total: int, **numbers: float) -> None:
+        """A fit has done so many of its steps; numbers: what it says of itself, its loss for example."""
+        told = "".join(f", {name} {value:.3g}" for name, value in numbers.items())
+        self._show(f"generation {self.done[point, chunk] + 1}, fit {done}/{total}{told}", point)
+
+    def _show(self, at: str, point: str) -> None:
         seconds = max(time.monotonic() - self.began, 1e-9)
         rate = (self.now - self.before) / seconds
-        name = f"generation {generation}" + (f", {self.names[point]}" if self.names[point] else "")
+        name = at + (f", {self.names[point]}" if self.names[point] else "")
         if self.bar is not None:
             self.bar.update(self.task, completed=self.now, description=name, rate=f"{rate:.3g}/s")
         elif time.monotonic() - self.last > LINE_SECONDS or self.now == self.total:
             self.last = time.monotonic()
-            left = f"{(self.total - self.now) / rate:.0f} s left" if self.now < self.total else f"done in {seconds:.0f} s"
+            ahead = f"{(self.total - self.now) / rate:.0f} s left" if rate else "no generation done yet"
+            left = ahead if self.now < self.total else f"done in {seconds:.0f} s"
             print(f"{self.now}/{self.total} generations, at {name}; {rate:.3g}/s, {left}", flush=True)
 
     def __exit__(self, *error: object) -> None:

@@ -33,7 +33,7 @@ adds its bias:
 
 Set ln v_out = ln v. To first order the last term is b, hence omega = 1 / eta: the auxiliary shows a part eta of the bias,
 and omega times that part must repay the whole. If b is the same for every v, as in sampling with a covariance factor,
-b = ln bias, this is exact. To the next order, with beta = 0 for Euler and Heun steps and beta = 1 for ancestral ones,
+b = ln bias, this is exact. To the next order, with beta = 0 for deterministic steps and beta = 1 for ancestral ones,
 
     omega eta = 1 - b' + (1 + eta) b beta / (2 (2 + beta)) + O(b^2).
 
@@ -819,7 +819,7 @@ class Steps:
     have noise.
     """
 
-    kind: Literal["euler", "heun", "ancestral"] = "heun"
+    kind: Literal["euler", "heun", "dpm", "ancestral"] = "heun"
     steps: int = 18
     sigma_max: float = 80.0
     sigma_min: float = 0.002
@@ -828,15 +828,15 @@ class Steps:
     churn_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("euler", "heun", "ancestral"):
-            raise ValueError(f"kind must be 'euler', 'heun' or 'ancestral', got {self.kind!r}")
+        if self.kind not in ("euler", "heun", "dpm", "ancestral"):
+            raise ValueError(f"kind must be 'euler', 'heun', 'dpm' or 'ancestral', got {self.kind!r}")
         _count(steps=self.steps)
         _positive(rho=self.rho)
         _non_negative(churn=self.churn, churn_noise=self.churn_noise)
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(f"need 0 < sigma_min < sigma_max < inf, got {self.sigma_min} and {self.sigma_max}")
         if self.kind == "ancestral" and self.churn > 0:
-            raise ValueError(f"churn is for euler and heun; ancestral steps add their own noise, got churn = {self.churn}")
+            raise ValueError(f"churn is for euler, heun and dpm; ancestral steps add their own noise, got churn = {self.churn}")
 
     def levels(self) -> list[float]:
         """The N noise levels and 0."""
@@ -862,11 +862,13 @@ def sampler_map(base: MeanVariance, auxiliary: MeanVariance, omega: float, steps
 
         euler       x + h (r x - c);      every kind steps so to s' = 0
         heun        x + h/2 [r x - c + r' x_e - c'],   x_e the Euler point
+        dpm         (s'/s) x + (1 - s'/s) [x_m - s_m (r_m x_m - c_m)],   x_m the Euler point at s_m = (s s')^(1/2)
         ancestral   x + (s'^2/s - s) (r x - c) + s_up z,   s_up^2 = s'^2 (s^2 - s'^2) / s^2
 
     One dimension, any omega.
     Raises ValueError for variances <= 0.
-    Source: Karras et al. (2022), arXiv 2206.00364, Algorithms 1 and 2; ancestral: the DDPM posterior of Ho et al. (2020).
+    Source: Karras et al. (2022), arXiv 2206.00364, Algorithms 1 and 2; dpm: Lu et al. (2022), arXiv 2211.01095, 2S, r = 1/2;
+    ancestral: the DDPM posterior of Ho et al. (2020).
     """
     _guided(base, auxiliary, omega)
     a, b = float(base.variance), float(auxiliary.variance)
@@ -895,6 +897,14 @@ def sampler_map(base: MeanVariance, auxiliary: MeanVariance, omega: float, steps
                 factor, shift = (
                     1 + h / 2 * (rate + rate_next * factor),
                     h / 2 * (rate_next * shift - constant - constant_next),
+                )
+            elif steps.kind == "dpm" and s_next > 0:
+                middle, kept = math.sqrt(s * s_next), s_next / s
+                rate_m, constant_m = slope(middle)
+                denoised = 1 - middle * rate_m
+                factor, shift = (
+                    kept + (1 - kept) * denoised * (1 + (middle - s) * rate),
+                    (1 - kept) * (middle * constant_m - denoised * (middle - s) * constant),
                 )
         gain, offset, noise = factor * gain, factor * offset + shift, factor**2 * noise + added
     return Affine(gain, offset, noise)
@@ -943,7 +953,7 @@ def expected_omega(eta: Real, log_bias: float = 0.0, slope: float = 0.0, beta: f
         omega = (1 - b' + (1 + eta) b beta / (2 (2 + beta))) / eta + O(b^2)
 
     eta: fraction the auxiliary moved, in (0, 1]; log_bias b: what one pass adds to ln V; slope b' = db / d ln V; beta = 0
-    for Euler and Heun, 1 for ancestral steps. Derivation in the module docstring.
+    for deterministic steps, 1 for ancestral ones. Derivation in the module docstring.
     Raises ValueError for eta outside (0, 1], beta < 0.
     """
     e = _moved(eta)

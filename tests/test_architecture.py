@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": CONTRACTS | {"diffusion"},
     "loop": CONTRACTS | {"mix"},
     "data": CONTRACTS | {"algorithms"},
+    "plane": CONTRACTS | {"algorithms", "data"},
     "madness": CONTRACTS,
     "registry": set(),
     "reading": {"registry"},
@@ -32,9 +33,10 @@ ALLOWED: dict[str, set[str]] = {
     "check": CONTRACTS | {"experiment", "reading", "registry"},
     "config": CONTRACTS | {"check", "experiment", "explain", "madness", "mix", "reading", "registry"},
     "schema": {"experiment", "registry"},
-    "results": {"config", "measure", "reading"},
+    "work": {"measure"},
+    "results": {"config", "measure", "reading", "work"},
     "report": {"config", "madness", "measure", "results"},
-    "fanout": CONTRACTS | {"config", "experiment", "loop", "metrics", "reading", "results"},
+    "fanout": CONTRACTS | {"config", "experiment", "loop", "metrics", "reading", "results", "work"},
     "run": {"config", "fanout", "reading", "report", "results", "schema"},
 }
 

@@ -31,6 +31,13 @@ SOURCES = {
     "categorical": {"probabilities": (0.5, 0.3, 0.15, 0.05)},
     "regression": {"coefficients": (1.0, -2.0), "noise": 0.5},
     "digits": {"held_out": 0.5},
+    "eight_gaussians": {"radius": 1.0},
+    "grid": {"side": 3},
+    "rings": {"radii": (0.5, 1.5)},
+    "moons": {"std": 0.2},
+    "checkerboard": {"cells": 2},
+    "spiral": {"arms": 3},
+    "two_classes": {"shares": (0.7, 0.3)},
 }
 
 

@@ -15,7 +15,7 @@ from selfloop.diffusion.score import gaussian_denoiser
 from selfloop.laws import Gaussian
 from selfloop.theory import MeanVariance, Steps
 
-KINDS = ["euler", "heun", "ancestral"]
+KINDS = ["euler", "heun", "dpm", "ancestral"]
 variances = st.floats(0.05, 20)
 means = st.floats(-3, 3)
 omegas = st.floats(-1, 3)
@@ -57,7 +57,7 @@ def test_in_the_plane_the_law_of_n_steps_is_what_points_do(kind):
     assert np.all(np.abs(products.mean(axis=0) - law.cov) < 4 * products.std(axis=0) / np.sqrt(len(x)))
 
 
-@pytest.mark.parametrize(("kind", "order"), [("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize(("kind", "order"), [("euler", 1), ("heun", 2), ("dpm", 2)])
 def test_deterministic_samplers_converge_at_their_order(kind, order):
     """log2 of the error ratio when the number of steps doubles; sigma_min so small that the last step does not count."""
     target = theory.guided_ode(MeanVariance(0.0, 1.0), MeanVariance(0.0, 0.8), 1.0, sigma_max=20.0).variance

@@ -735,6 +735,10 @@ def particles(base, auxiliary, omega, steps, runs, rng):
         elif steps.kind == "heun" and s_next > 0:
             euler = x + (s_next - s) * d
             x = x + (s_next - s) * (d + slope(euler, s_next)) / 2
+        elif steps.kind == "dpm" and s_next > 0:
+            middle = math.sqrt(s * s_next)
+            inner = x + (middle - s) * d
+            x = s_next / s * x + (1 - s_next / s) * (inner - middle * slope(inner, middle))
         else:
             x = x + (s_next - s) * d
     return x
@@ -749,6 +753,8 @@ def particles(base, auxiliary, omega, steps, runs, rng):
         Steps("heun", 9, 15, 0.02, churn=2.0, churn_noise=1.1),
         Steps("euler", 6, 15, 0.02, churn=100.0),
         Steps("heun", 1, 3.0),
+        Steps("dpm", 8, 20, 0.05),
+        Steps("dpm", 7, 15, 0.02, churn=2.0, churn_noise=0.9),
     ],
 )
 def test_sampler_law_is_the_law_of_sampled_points(steps, runs=200_000):
@@ -761,7 +767,7 @@ def test_sampler_law_is_the_law_of_sampled_points(steps, runs=200_000):
 
 def test_sampler_law_ignores_the_unused_model_and_a_model_repeated():
     base, auxiliary, other = MeanVariance(1.0, 0.8), MeanVariance(1.6, 0.6), MeanVariance(-3.0, 2.0)
-    for kind in ("euler", "heun", "ancestral"):
+    for kind in ("euler", "heun", "dpm", "ancestral"):
         steps = Steps(kind, 12)
         alone = theory.sampler_law(base, base, 0.0, steps)
         assert theory.sampler_law(base, auxiliary, 0.0, steps) == alone, "bit for bit"
@@ -769,7 +775,7 @@ def test_sampler_law_ignores_the_unused_model_and_a_model_repeated():
         assert theory.sampler_law(base, base, 2.5, steps) == pytest.approx(alone)
 
 
-@pytest.mark.parametrize(("kind", "order"), [("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize(("kind", "order"), [("euler", 1), ("heun", 2), ("dpm", 2)])
 def test_steps_converge_to_the_guided_ode_at_their_order(kind, order):
     base, auxiliary, omega = pair(1, 0.9, 1, 0.2, 0.5)
     sigma_min = 1e-4
@@ -994,9 +1000,9 @@ def test_scalars_give_floats_and_arrays_give_arrays():
         (lambda: theory.regression_accumulate_error(4, 3, 1), "n must exceed d \\+ 1 = 4 for a finite error, got 4"),
         (lambda: theory.curated_gaussian(0, 1.0, 3, curvature=-0.5), "leaves no Gaussian"),
         (lambda: theory.guided_ode(MeanVariance(0, 1.0), MeanVariance(0, 0.0), 1.0), "auxiliary_variance must be positive"),
-        (lambda: Steps("exact"), "kind must be 'euler', 'heun' or 'ancestral', got 'exact'"),
+        (lambda: Steps("exact"), "kind must be 'euler', 'heun', 'dpm' or 'ancestral', got 'exact'"),
         (lambda: Steps(sigma_max=0.001), "need 0 < sigma_min < sigma_max < inf"),
-        (lambda: Steps("ancestral", churn=1.0), "churn is for euler and heun"),
+        (lambda: Steps("ancestral", churn=1.0), "churn is for euler, heun and dpm"),
         (lambda: theory.best_omega(1.5, ANCESTRAL[0]), r"eta must lie in \(0, 1\], got 1.5"),
         (lambda: theory.sims_std_error(10, 5, 2.0), "n_synthetic - 1 must exceed 2 omega eta = 4, got n_synthetic = 5"),
         (lambda: theory.neon_gaussian(MeanVariance(0, 1.0), MeanVariance(0, 1.0), 1.0, "mean"), "parametrisation must be"),

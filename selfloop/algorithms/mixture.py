@@ -94,11 +94,9 @@ class MixtureModel:
 
         Components are no classes: the points carry no labels.
         """
-        if self.sampler.kind == "exact":
-            points = self._exact(n, rng)
-        else:
-            points = diffusion.sample(self.denoise, self.sampler, self.shape(n), rng, len(self.batch))
-        return Measure(points, np.broadcast_to(1.0 / n, points.shape[:-1]))
+        if self.sampler.kind != "exact":
+            return diffusion.drawn(self, n, rng)
+        return Measure(self._exact(n, rng), np.broadcast_to(1.0 / n, (*self.batch, n)))
 
     def _exact(self, n: int, rng: Generator) -> Array:
         u = rng.random((*self.batch, n))

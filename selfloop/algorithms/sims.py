@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from numpy.random import Generator
 
 from selfloop.component import Count, NonNegative, Omega, component
@@ -125,8 +124,15 @@ class SimsModel:
             return self._law.sample(n, rng)
         if self.omega in (0, -1):
             return (self.pair.base if self.omega == 0 else self.pair.auxiliary).sample(n, rng, labels, work)  # type: ignore[no-any-return]
-        points = diffusion.sample(lambda x, s: self.denoise(x, s, labels), self.sampler, self.shape(n), rng, len(self.batch))
-        return Measure(points, np.broadcast_to(1.0 / n, (*self.batch, n)))
+        return diffusion.drawn(self, n, rng, labels)
+
+    def draw_labels(self, n: int, rng: Generator) -> Any:
+        """The labels that the base would draw; None if it has no classes."""
+        return self.pair.base.draw_labels(n, rng) if hasattr(self.pair.base, "draw_labels") else None
+
+    def lift(self, x: Array) -> Any:
+        """An array as the base computes with it."""
+        return self.pair.base.lift(x) if hasattr(self.pair.base, "lift") else x
 
     def draw(self, n: int, rng: Generator) -> Moments:
         """The moments of n points, where the law is Gaussian. Raises TypeError where it is not."""

@@ -6,13 +6,14 @@ SIMS extrapolates from the score of an auxiliary model, trained on the base mode
 
 Source: Alemohammad et al. (2024), Algorithm 1. omega = 0 is the base, omega = -1 the auxiliary. Autoguidance (Karras
 et al., 2024) and classifier-free guidance (Ho & Salimans, 2022) have the same form, with weight w = 1 + omega: the auxiliary
-is a weaker model, or the model without its condition. Guidance in an interval of noise levels alone: Kynkaanniemi et al. (2024).
+is a weaker model, or the model without its condition. In an interval of noise levels: Kynkaanniemi et al. (2024).
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.integrate import DOP853
 
@@ -60,6 +61,32 @@ def check_interval(interval: Interval | None) -> None:
     """Raise ValueError if an interval of noise levels is empty."""
     if interval is not None and not 0 <= interval[0] < interval[1]:
         raise ValueError(f"interval must be [low, high] with 0 <= low < high in sigma, got {list(interval)}; it holds no level")
+
+
+def predicted_omega(base: Denoise, auxiliary: Denoise, x: Array, levels: Sequence[float], rng: Generator) -> Array:
+    """1 / eta, eta the fraction of the way to the denoiser D_x of the points x (*batch, n, d) that the auxiliary has gone; (*batch,).
+
+    x are samples of the base that the auxiliary has not seen. Of all multiples a of its step D_s - D_r from the base, the one
+    that comes nearest to D_x is
+
+        a = E<D_s - D_r, D_x - D_r> / E|D_s - D_r|^2 = E<D_s - D_r, x - D_r> / E|D_s - D_r|^2,    at x + sigma z,
+
+    since x - D_x has no mean given x + sigma z. So D_x need not be known: two networks and samples of one tell 1 / eta, and
+    with it the guidance that would undo what a full fit to own samples does. E is over x, z and `levels`, each with the
+    weight (1 + s^2) / s^2, s = sigma / std(x), of training. Standard error about (sum over levels and points of |D_s - D_r|^2
+    times weight)^(-1/2). Derived here.
+    """
+    scale = x.std(axis=-2, keepdims=True).mean(axis=-1, keepdims=True)
+    along, square = np.zeros(x.shape[:-2]), np.zeros(x.shape[:-2])
+    for sigma in levels:
+        noised = x + sigma * rng.standard_normal(x.shape)
+        weight = 1 + (scale / sigma) ** 2
+        from_base = np.asarray(base(noised, sigma))
+        step = np.asarray(auxiliary(noised, sigma)) - from_base
+        along += (weight * step * (x - from_base)).sum(axis=(-1, -2))
+        square += (weight * step**2).sum(axis=(-1, -2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(along / square)
 
 
 def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:

@@ -27,7 +27,7 @@ from numpy.random import Generator
 from selfloop.component import Count, NonNegative, Positive, component
 from selfloop.covariance import symmetric
 from selfloop.laws import Gaussian
-from selfloop.measure import Array
+from selfloop.measure import Array, Measure
 
 Denoise = Callable[[Any, float], Any]
 BLOCK = 64
@@ -62,9 +62,10 @@ class Sampler:
 
     def levels(self) -> list[float]:
         """The noise levels, `steps` of them from sigma_max down to sigma_min, then 0."""
-        last = max(self.steps - 1, 1)
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        return [(high + i / last * (low - high)) ** self.rho for i in range(self.steps)] + [0.0]
+        between = [(high + i / (self.steps - 1) * (low - high)) ** self.rho for i in range(1, self.steps - 1)]
+        fall = [self.sigma_max, *between, self.sigma_min]
+        return [*fall[: self.steps], 0.0]
 
     def moves(self) -> Iterator[tuple[float, float]]:
         """The pairs (s, s') of the way down; where churn raises a level, first (s, s^) and then (s^, s')."""
@@ -144,6 +145,25 @@ def sample(
         if std > 0:
             x = x + std * lift(noise())
     return np.asarray(x.cpu() if hasattr(x, "cpu") else x, dtype=float)
+
+
+def drawn(model: Any, n: int, rng: Generator, labels: Any = None) -> Measure:
+    """n points of a `ScoreModel` by its own sampler, with the labels given, or with those it draws if it has classes.
+
+    A model may say by `draw_labels(n, rng)` which classes it draws, and by `lift` what kind of array it computes with.
+    """
+    label_rng, noise_rng = rng.spawn(2)
+    if labels is None and hasattr(model, "draw_labels"):
+        labels = model.draw_labels(n, label_rng)
+    points = sample(
+        lambda x, sigma: model.denoise(x, sigma, labels),
+        model.sampler,
+        model.shape(n),
+        noise_rng,
+        len(model.batch),
+        getattr(model, "lift", np.asarray),
+    )
+    return Measure(points, np.broadcast_to(1.0 / n, (*model.batch, n)), labels)
 
 
 class BlockNoise:

@@ -22,6 +22,7 @@
     class_entropy    entropy of the class shares                                       nats
     class_share.c    share of class c among samples                                    -
     diverged         1 at the generation at which a replicate left float64             -
+    diverged_step    training step at which its loss stopped being finite              count
 
 A tracker sees a generation and the source, draws what it needs from streams of its own, and returns an array over
 the replicates for each metric. It keeps no state, so that a run can be cut anywhere. `every` and `replicates` say how often
