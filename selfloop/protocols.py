@@ -27,6 +27,7 @@ GIVES = {
     "probabilities": "category probabilities",
     "coefficients": "regression coefficients",
     "modes": "modes",
+    "pair": "a base and its auxiliary",
     "labels": "class labels",
     "categories": "categories",
     "regression": "a regression of its last coordinate",

@@ -42,6 +42,7 @@ KINDS: dict[str, dict[str, str]] = {
         "w2_empirical": "selfloop.metrics.track:W2Empirical",
         "frechet": "selfloop.metrics.track:Frechet",
         "sampler_w2": "selfloop.metrics.track:SamplerW2",
+        "guidance": "selfloop.metrics.track:Guidance",
         "mean_norm": "selfloop.metrics.track:MeanNorm",
         "variance": "selfloop.metrics.track:Variance",
         "log_det": "selfloop.metrics.track:LogDet",

@@ -143,13 +143,13 @@ class RunFolder:
         else:
             self._drop_work()
         self._state["experiment"] = now
-        self._settings = {row["key"]: now["shared"] | row["own"] for row in now["points"]}
         for place in ("parts", "states"):
             (self.folder / place).mkdir(exist_ok=True)
         self._commit()
         if not self._is_sound("config.yaml", _digest(self._config)):
             self._write("config.yaml", self._config)
-        self._note_environment()
+        versions = self._note_environment()
+        self._fits = {row["key"]: _fit_name(now["shared"] | row["own"], versions) for row in now["points"]}
         self._sweep_orphans()
 
     def _read_state(self) -> None:
@@ -207,15 +207,12 @@ class RunFolder:
             return False
 
     def _forget(self, bad: Sequence[str]) -> None:
-        for part in [part for part in self._state["parts"] if part["file"] in bad]:
-            self._state["parts"].remove(part)
-            for unit in part["units"]:
-                self._state["progress"].pop(unit, None)
-                self._drop_work(unit)
-        for unit, progress in list(self._state["progress"].items()):
-            if set(progress["files"]) & set(bad):
-                del self._state["progress"][unit]
-                self._drop_work(unit)
+        units = {unit for part in self._state["parts"] if part["file"] in bad for unit in part["units"]}
+        units |= {unit for unit, progress in self._state["progress"].items() if set(progress["files"]) & set(bad)}
+        self._state["parts"] = [part for part in self._state["parts"] if part["file"] not in bad]
+        for unit in units:
+            self._state["progress"].pop(unit, None)
+            self._drop_work(unit)
         for key, name in list(self._state["first"].items()):
             if name in bad:
                 del self._state["first"][key]
@@ -254,8 +251,7 @@ class RunFolder:
 
     def work(self, point: Point, chunk: int) -> str:
         """Where in the folder the fits of a loop save themselves; named by all they depend on, so that no other finds it."""
-        settings = {path: value for path, value in self._settings[point.key].items() if path not in GROWING}
-        return f"work/{_unit(point, chunk)}/{short(json.dumps([settings, self._environment], sort_keys=True))}"
+        return f"work/{_unit(point, chunk)}/{self._fits[point.key]}"
 
     def _drop_work(self, unit: str = "") -> None:
         shutil.rmtree(self.folder / "work" / unit, ignore_errors=True)
@@ -361,17 +357,18 @@ class RunFolder:
             kept = ". Finished work is kept; the same command continues" if action == "write" else ""
             raise RunError(f"cannot {action} {self.folder}: {remedy}{kept}") from error
 
-    def _note_environment(self) -> None:
+    def _note_environment(self) -> dict[str, Any]:
         path = self.folder / "environment.json"
         try:
             entries = json.loads(path.read_text())
         except (OSError, ValueError):
             entries = []
-        now = self._environment = environment()
+        now = environment()
         if now not in entries:
             if entries:
                 self.notes.append("this run continues under other package versions than it began with; see environment.json")
             self._write("environment.json", json.dumps([*entries, now], indent=2).encode())
+        return now
 
 
 def _kinds(tree: Any) -> set[str]:
@@ -407,6 +404,12 @@ def described(points: Sequence[Point]) -> dict[str, Any]:
     own = [{path: value for path, value in one.items() if path not in shared} for one in each]
     rows = [{"key": point.key, "at": point.values, "own": values} for point, values in zip(points, own, strict=True)]
     return {"shared": shared, "points": rows}
+
+
+def _fit_name(settings: Mapping[str, Any], versions: Mapping[str, Any]) -> str:
+    """A name for all that the fits at a point depend on."""
+    fixed = {path: value for path, value in settings.items() if path not in GROWING}
+    return short(json.dumps([fixed, versions], sort_keys=True))
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:

@@ -491,14 +491,15 @@ def test_a_fit_that_other_versions_began_begins_anew(run, whole, monkeypatch):
 
 
 def test_a_loop_that_is_started_over_loads_nothing(run, whole):
+    expected = whole(*ONE)
     run.killed_after(STEPS + 50, *ONE)
     assert [generation for _, generation in run.saved] == ["generation-2"]
     leftover = run.folder / "work" / run.saved[0][0] / "leftover"
     leftover.mkdir()
     (run.folder / "parts" / "000000.parquet").write_bytes(b"")
-    opened = []
-    assert run(*ONE, repair=True, report=lambda *_: opened.append(leftover.exists())) == whole(*ONE)
-    assert opened == [False] * 3
+    seen = []
+    assert run(*ONE, repair=True, report=lambda *_: seen.append(leftover.exists())) == expected
+    assert seen == [False] * 3
     assert len(MADE) == 3 * STEPS
 
 
@@ -515,10 +516,11 @@ def test_a_repair_leaves_the_fits_of_sound_loops_alone(run, whole):
 
 
 def test_a_whole_run_that_starts_over_loads_nothing_either(run, whole):
+    expected = whole(*ONE)
     run.killed_after(50, *ONE)
     for name in results.STATES:
         (run.folder / name).write_bytes(b"")
-    assert run(*ONE, repair=True) == whole(*ONE)
+    assert run(*ONE, repair=True) == expected
     assert len(MADE) == 3 * STEPS
 
 

@@ -49,10 +49,10 @@ from selfloop.laws import Gaussian
 from selfloop.measure import Array, Data, Measure
 from selfloop.protocols import Model, Work
 
-ROWS = 512
+ROWS = 256
 """Noised points of a member that are looked at together."""
 NUMBERS = 2**17
-"""Most features held at a time, over the members: 2 MB, so that they stay in a cache."""
+"""Most features held at a time, over the members: 1 MB, which a cache holds."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ class LinearScore:
     streams; levels: cosines in t of the affine features; ridge: on |theta|^2; draws: levels that a point is noised to;
     noise: the law of these levels, in units of sigma_data; sampler: all but `exact`, its levels in the units of the points.
 
-    The budget of `tune` is the time tau >= 0 of the gradient flow, learning rate times steps. Its time scales 1 / lambda_i go from
-    about 1, for the affine features, to 1 / ridge. A fit costs 2 draws n m^2 + 10 m^3 operations a member, or so, with
+    The budget of `tune` is the time tau >= 0 of the gradient flow, learning rate times steps. Its time scales 1 / lambda_i go
+    from about 1, for the affine features, to 1 / ridge. A fit costs 2 draws n m^2 + 10 m^3 operations a member, or so, with
     m = levels (1 + d) + M features. In more than a few dimensions bumps of `rbf` meet no points; take `fourier`.
     A replicate whose data are not finite or have no spread comes back as NaN; the others do not notice.
     Raises ValueError for the sampler `exact`: the law of a learned score has no closed form.

@@ -111,9 +111,9 @@ class Neon:
 
     @property
     def gives(self) -> frozenset[str]:
-        """What the inner algorithm gives: the merged model is one of its own."""
+        """What the inner algorithm gives, since the merged model is one of its own, and the pair it was made of."""
         inner: frozenset[str] = getattr(self.algorithm, "gives", frozenset())
-        return inner
+        return inner | {"pair"}
 
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> NeonModel:
         """Base, synthetic data, auxiliary; the parameters are merged when the model is first used."""

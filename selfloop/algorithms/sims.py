@@ -179,7 +179,8 @@ class Sims:
     def gives(self) -> frozenset[str]:
         """What the inner algorithm gives, as far as guidance keeps it."""
         inner: frozenset[str] = getattr(self.algorithm, "gives", frozenset())
-        return inner & {"law", "denoise", "draw", "biased"} if "law" in inner else inner & {"denoise"}
+        kept = {"law", "denoise", "draw", "biased"} if "law" in inner else {"denoise", "labels"}
+        return (inner & kept) | {"pair"}
 
     @property
     def needs(self) -> frozenset[str]:

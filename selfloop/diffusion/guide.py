@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.integrate import DOP853
 
 from selfloop import covariance
-from selfloop.diffusion.sample import Denoise
+from selfloop.diffusion.sample import Denoise, Sampler, drawn, law
 from selfloop.laws import Gaussian
 from selfloop.measure import Array
 
@@ -63,30 +63,34 @@ def check_interval(interval: Interval | None) -> None:
         raise ValueError(f"interval must be [low, high] with 0 <= low < high in sigma, got {list(interval)}; it holds no level")
 
 
-def predicted_omega(base: Denoise, auxiliary: Denoise, x: Array, levels: Sequence[float], rng: Generator) -> Array:
-    """1 / eta, eta the fraction of the way to the denoiser D_x of the points x (*batch, n, d) that the auxiliary has gone; (*batch,).
+def measured_eta(base: Any, auxiliary: Any, n: int, rng: Generator, steps: int = 48) -> tuple[Array, Array]:
+    """(eta, b) of two `ScoreModel`s: how far the auxiliary went, and the bias it was to learn; each (*batch,).
 
-    x are samples of the base that the auxiliary has not seen. Of all multiples a of its step D_s - D_r from the base, the one
-    that comes nearest to D_x is
+        b = ln v_b - ln v_r,    eta = (ln v_s - ln v_r) / b,    ln v = ln det cov / d
 
-        a = E<D_s - D_r, D_x - D_r> / E|D_s - D_r|^2 = E<D_s - D_r, x - D_r> / E|D_s - D_r|^2,    at x + sigma z,
-
-    since x - D_x has no mean given x + sigma z. So D_x need not be known: two networks and samples of one tell 1 / eta, and
-    with it the guidance that would undo what a full fit to own samples does. E is over x, z and `levels`, each with the
-    weight (1 + s^2) / s^2, s = sigma / std(x), of training. Standard error about (sum over levels and points of |D_s - D_r|^2
-    times weight)^(-1/2). Derived here.
+    v_r, v_s: of what base and auxiliary draw through `steps` fine steps; v_b: of what the base draws by its own sampler, and so
+    of the points that a full fit (eta = 1) would reproduce. Guidance moves ln v by -omega eta b, the base's sampler by b: the
+    best omega is about 1 / eta. Covariances are exact where D is affine, else of n points made of the same noise.
+    NaN where the sampler has no bias that could be learned (`exact`). Derived here.
     """
-    scale = x.std(axis=-2, keepdims=True).mean(axis=-1, keepdims=True)
-    along, square = np.zeros(x.shape[:-2]), np.zeros(x.shape[:-2])
-    for sigma in levels:
-        noised = x + sigma * rng.standard_normal(x.shape)
-        weight = 1 + (scale / sigma) ** 2
-        from_base = np.asarray(base(noised, sigma))
-        step = np.asarray(auxiliary(noised, sigma)) - from_base
-        along += (weight * step * (x - from_base)).sum(axis=(-1, -2))
-        square += (weight * step**2).sum(axis=(-1, -2))
+    own = base.sampler
+    if own.kind == "exact":
+        return np.full(base.batch, np.nan), np.zeros(base.batch)
+    fine = Sampler(kind="dpm", steps=steps, sigma_max=own.sigma_max, sigma_min=own.sigma_min, rho=own.rho)
+    seed = int(rng.integers(2**63))
+
+    def log_volume(model: Any, sampler: Sampler) -> Array:
+        gaussian = model.law()
+        if gaussian is not None:
+            cov = law(model.denoise, sampler, gaussian.batch, gaussian.d).cov
+        else:
+            cov = drawn(model, n, np.random.default_rng(seed), sampler=sampler).moments().cov
+        return covariance.log_det(cov) / cov.shape[-1]
+
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(along / square)
+        fitted = log_volume(base, fine)
+        bias = log_volume(base, own) - fitted
+        return (log_volume(auxiliary, fine) - fitted) / bias, bias
 
 
 def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:

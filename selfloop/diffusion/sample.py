@@ -147,8 +147,8 @@ def sample(
     return np.asarray(x.cpu() if hasattr(x, "cpu") else x, dtype=float)
 
 
-def drawn(model: Any, n: int, rng: Generator, labels: Any = None) -> Measure:
-    """n points of a `ScoreModel` by its own sampler, with the labels given, or with those it draws if it has classes.
+def drawn(model: Any, n: int, rng: Generator, labels: Any = None, sampler: Sampler | None = None) -> Measure:
+    """n points of a `ScoreModel` by its own sampler or another, with the labels given, or those it draws if it has classes.
 
     A model may say by `draw_labels(n, rng)` which classes it draws, and by `lift` what kind of array it computes with.
     """
@@ -157,7 +157,7 @@ def drawn(model: Any, n: int, rng: Generator, labels: Any = None) -> Measure:
         labels = model.draw_labels(n, label_rng)
     points = sample(
         lambda x, sigma: model.denoise(x, sigma, labels),
-        model.sampler,
+        sampler or model.sampler,
         model.shape(n),
         noise_rng,
         len(model.batch),

@@ -8,6 +8,10 @@
     frechet          Frechet distance between the moments of n samples and of p_r      squared unit (W_2^2, not W_2)
     frechet_floor    the same between two samples of p_r                               squared unit
     sampler_w2       W_2 between p_r and what the sampler draws from p_r's exact score of the points
+    omega            the strength of guidance in use                                   -
+    eta              how far the auxiliary went toward the base's own samples          -
+    omega_predicted  1 / eta, the best omega by theory                                 -
+    log_bias         ln of the factor by which the base's sampler changes a variance   -
     mean_norm        |mean - mean of p_r|                                              of the points
     variance         tr(cov) / d                                                       squared unit
     log_variance     ln of it                                                          -
@@ -40,6 +44,7 @@ from pydantic import Strict
 
 from selfloop import covariance
 from selfloop.component import Count, Positive, component
+from selfloop.diffusion import guide
 from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion.score import gaussian_denoiser
 from selfloop.laws import Gaussian
@@ -232,6 +237,26 @@ class SamplerW2(Tracker):
             return {"sampler_w2": np.zeros(view.members)}
         drawn = diffusion.law(gaussian_denoiser(real), sampler, real.batch, real.d)
         return {"sampler_w2": transport.gaussian_wasserstein2(drawn, real)}
+
+
+@component
+class Guidance(Tracker):
+    """`omega` of SIMS or Neon, and what it should be: `eta` and `log_bias` measured by n samples, `omega_predicted` = 1 / eta.
+
+    See `selfloop.diffusion.guide.measured_eta`. The report warns where omega leaves the range in which a loop is stable.
+    """
+
+    n: Count = 4_000
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pair", "denoise"})
+
+    def __call__(self, view: View) -> Mapping[str, Array]:
+        model: Any = view.generation.model
+        eta, bias = guide.measured_eta(model.pair.base, model.pair.auxiliary, self.n, view.stream("guidance"))
+        omega = np.broadcast_to(np.asarray(model.omega, dtype=float), eta.shape)
+        with np.errstate(divide="ignore"):
+            out = {"omega": omega, "eta": eta, "omega_predicted": 1 / eta, "log_bias": bias}
+        return {name: values[: view.members] for name, values in out.items()}
 
 
 @component
