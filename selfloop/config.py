@@ -425,8 +425,9 @@ def describe(thing: Any, without_sampling: bool = False) -> Any:
     hints = _fields(thing.__class__)
     out = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": registry.path_of(thing)}
     for name, hint in hints.items():
-        if not (without_sampling and AT_SAMPLING in typing.get_args(hint)):
-            out[name] = describe(getattr(thing, name))
+        value = getattr(thing, name)
+        if not without_sampling or AT_SAMPLING not in typing.get_args(hint) or value == "auto":  # auto is left to the fit
+            out[name] = describe(value)
     return out
 
 

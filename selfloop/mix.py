@@ -131,6 +131,17 @@ class Mix:
             return max(round(f / (1 - f) * n_real), 1)
         return n_real
 
+    def last_share(self, generation: int) -> float | None:
+        """Share of the last model's samples in the training data of a generation >= 2; None where earlier ones are kept too."""
+        if self.memory != 1:
+            return None
+        if self.type.real == "none":
+            return 1.0
+        if self.weight_real is not None:
+            return 1 - self.weight_real
+        n_synthetic = self.synthetic_size(generation)
+        return n_synthetic / (n_synthetic + self.real_size(generation))
+
     def real_rows(self, generations: int) -> int:
         """Rows of real data that generations 1 .. `generations` use up; a data set must hold as many."""
         return sum(self._new_real(g) + self._corrections(g) for g in range(1, generations + 1))

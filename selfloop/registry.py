@@ -16,6 +16,7 @@ KINDS: dict[str, dict[str, str]] = {
         "gaussian": "selfloop.algorithms.gaussian:GaussianFit",
         "mixture": "selfloop.algorithms.mixture:MixtureFit",
         "kde": "selfloop.algorithms.kde:KdeFit",
+        "linear_score": "selfloop.algorithms.linear_score:LinearScoreFit",
         "categorical": "selfloop.algorithms.categorical:CategoricalFit",
         "regression": "selfloop.algorithms.regression:RegressionFit",
         "score_net": "selfloop.algorithms.score_net:ScoreNetFit",

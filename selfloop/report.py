@@ -10,6 +10,7 @@ import pandas as pd
 from selfloop.config import Point
 from selfloop.madness import Madness, Verdict, classify
 from selfloop.measure import Array
+from selfloop.theory import stable_omega
 
 MARKS = ("diverged", "diverged_step")
 """Metrics that mark a replicate and have no mean."""
@@ -98,6 +99,8 @@ def show(points: Sequence[Point], table: pd.DataFrame, limit: int = 40) -> None:
     if len(wanted) < len(frame) or len(wanted) > limit:
         console.print(f"{len(frame) - min(len(wanted), limit)} more rows, of all metrics, are in the results")
     _show_lost(console, points, table)
+    for line in unstable(points, table):
+        console.print(line)
     rule = points[0].experiment.madness
     if rule is not None:
         _show_madness(console, points, verdicts(table, points, rule), rule)
@@ -124,6 +127,42 @@ def _show_lost(console: Any, points: Sequence[Point], table: pd.DataFrame) -> No
     odd = int((~np.isfinite(table["value"])).sum())
     if odd:
         console.print(f"{odd} values are not finite; the results hold them, the means do not")
+
+
+def unstable(points: Sequence[Point], table: pd.DataFrame) -> list[str]:
+    """A warning for each point whose omega left the range in which its loop is stable, as far as `guidance` was tracked.
+
+    The range is `theory.stable_omega` at the eta and the sampler's bias measured in each replicate and generation.
+    """
+    names = ["omega", "eta", "log_bias"]
+    if not set(names) <= set(table["metric"]):
+        return []
+    keys = [*points[0].values, "replicate", "generation"]
+    seen = table[table["metric"].isin(names)].astype({"metric": str})
+    wide = seen.pivot(index=keys, columns="metric", values="value").reset_index()
+    lines = []
+    for point in points:
+        share = point.experiment.mix.last_share(2) if point.experiment.generations > 1 else None
+        if share is None:
+            continue
+        rows = wide
+        for path, value in point.values.items():
+            rows = rows[rows[path] == (value if pd.api.types.is_numeric_dtype(rows[path]) else str(value))]
+        low, high = (np.asarray(edge) for edge in stable_omega(rows["eta"].to_numpy(), rows["log_bias"].to_numpy(), share))
+        omega = rows["omega"].to_numpy()
+        outside = (omega >= high) | (omega <= low) & (omega > 0)
+        if outside.any():
+            first = (
+                rows.assign(edge=np.where(omega >= high, high, low))[outside].sort_values(["generation", "replicate"]).iloc[0]
+            )
+            at = "".join(f"{path.split('.')[-1]} = {value}, " for path, value in point.values.items())
+            lines.append(
+                f"warning: {at}{rows[outside]['replicate'].nunique()} of {rows['replicate'].nunique()} replicates left the stable "
+                f"range of omega, the first {first['replicate']:.0f} at generation {first['generation']:.0f}: omega = "
+                f"{first['omega']:.3g}, and at its eta = {first['eta']:.2g} stable {'below' if first['log_bias'] < 0 else 'above'} "
+                f"{first['edge']:.3g}; use omega near 1 / eta = {1 / first['eta']:.2g} (docs/theory.md)"
+            )
+    return lines
 
 
 def _table(title: str, points: Sequence[Point], columns: Sequence[str]) -> Any:

@@ -982,6 +982,39 @@ def best_omega(eta: float, steps: Steps, variance: float = 1.0) -> float:
     raise ArithmeticError(f"no omega in [0, {4 / e:g}] corrects a log bias of {bias:g} per pass at eta = {eta}")
 
 
+def guided_variance(eta: Real, log_bias: Real, omega: Real, fraction: Real) -> Real:
+    """Where a guided loop's training variance settles, over V_0: n infinite, a share `fraction` f of it the last samples.
+
+        V <- (1 - f) V_0 + f V exp(b (1 - omega eta)),     V = (1 - f) V_0 / (1 - f exp(b (1 - omega eta)))
+
+    b = log_bias: what the sampler adds to ln V; eta: how much of it the auxiliary has learned, so that guidance takes
+    omega eta b away. inf where the loop has no limit (`stable_omega`).
+    Raises ValueError for a fraction outside [0, 1]. Derived here.
+    """
+    f = _share(fraction)
+    gain = f * np.exp(np.asarray(log_bias, dtype=float) * (1 - np.asarray(omega, dtype=float) * np.asarray(eta, dtype=float)))
+    with np.errstate(divide="ignore"):
+        return _real(np.where(gain < 1, (1 - f) / np.abs(1 - gain), np.inf))
+
+
+def stable_omega(eta: Real, log_bias: Real, fraction: Real) -> tuple[Real, Real]:
+    """The open range of omega in which `guided_variance` has a limit: f exp(b (1 - omega eta)) < 1.
+
+        b < 0, a sampler that shrinks:   omega < (1 + ln(1 / f) / |b|) / eta
+        b > 0, one that spreads:         omega > (1 - ln(1 / f) / b) / eta
+
+    Beyond it each generation spreads (or b > 0: fails to be held) by more than real data pull back. It shrinks as eta or |b|
+    grow, and both do when a replicate spreads: points far out lengthen the way through the sampler, and a larger bias is a
+    clearer signal to tune on. So a loop above omega = 1 / eta can run away long before its measured eta leaves the range.
+    eta, b as measured by `selfloop.diffusion.guide.measured_eta`. Raises ValueError for a fraction outside [0, 1]. Derived here.
+    """
+    f, b = _share(fraction), np.asarray(log_bias, dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        edge = (1 + np.log(1 / f) / -b) / np.asarray(eta, dtype=float)
+        low, high = np.where(b > 0, edge, -np.inf), np.where(b < 0, edge, np.inf)
+    return _real(low), _real(high)
+
+
 def sims_log_std(
     n: int, n_synthetic: int, omega: Real, eta: float = 1.0, estimator: Estimator = "maximum_likelihood"
 ) -> MeanVariance:
@@ -1148,6 +1181,13 @@ def _count(**values: int) -> None:
 def _dimension(d: int) -> int:
     _count(d=d)
     return d
+
+
+def _share(fraction: Real) -> Array:
+    f = np.asarray(fraction, dtype=float)
+    if not ((f >= 0) & (f <= 1)).all():
+        raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
+    return f
 
 
 def _moved(eta: Real) -> Array:

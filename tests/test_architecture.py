@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "laws": {"covariance", "measure"},
     "protocols": {"laws", "measure"},
     "diffusion": CONTRACTS,
-    "algorithms": CONTRACTS | {"diffusion"},
+    "algorithms": CONTRACTS | {"diffusion", "metrics"},
     "mix": CONTRACTS,
     "curate": CONTRACTS,
     "metrics": CONTRACTS | {"diffusion"},
@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "schema": {"experiment", "registry"},
     "work": {"measure"},
     "results": {"config", "measure", "reading", "work"},
-    "report": {"config", "madness", "measure", "results"},
+    "report": {"config", "madness", "measure", "results", "theory"},
     "fanout": CONTRACTS | {"config", "experiment", "loop", "metrics", "reading", "results", "work"},
     "run": {"config", "fanout", "reading", "report", "results", "schema"},
 }

@@ -50,10 +50,18 @@ def gaussian(**options):
     return make("algorithms", "gaussian", **options)
 
 
+def linear_score(**options):
+    return make("algorithms", "linear_score", draws=4, sampler=STEPS, **options)
+
+
 ALGORITHMS = {
     "gaussian": [(gaussian(), "gaussian"), (gaussian(sampler=STEPS, estimator="unbiased", shrinkage="oas"), "gaussian")],
     "mixture": [(make("algorithms", "mixture", components=2, sampler=s), "mixture") for s in (Sampler(), STEPS)],
     "kde": [(make("algorithms", "kde", bandwidth=b), "mixture") for b in ("silverman", 0.3)],
+    "linear_score": [
+        (linear_score(features=0), "gaussian"),
+        *((linear_score(features=16, basis=basis), "mixture") for basis in ("rbf", "fourier")),
+    ],
     "categorical": [(make("algorithms", "categorical"), "categorical")],
     "regression": [(make("algorithms", "regression", noise=0.5, design=d), "regression") for d in ("fixed", "fresh")],
     "sims": [
@@ -72,6 +80,10 @@ ALGORITHMS = {
             ),
             "mixture",
         )
+    ]
+    + [
+        (make("algorithms", "sims", algorithm=linear_score(features=m), n_synthetic=50, budget=2.0, omega=0.5), source)
+        for m, source in ((0, "gaussian"), (16, "mixture"))
     ],
     "neon": [
         (make("algorithms", "neon", algorithm=gaussian(), n_synthetic=50, budget=0.5, omega=1.5), "gaussian"),
@@ -201,7 +213,10 @@ def test_moments_drawn_without_points_have_the_law_of_moments_of_points(algorith
             assert np.all(np.abs(x.mean(axis=0) - y.mean(axis=0)) < 4 * error)
 
 
-@pytest.mark.parametrize(("algorithm", "source"), [case for case in CASES if isinstance(case.values[0], Tunable)])
+TUNED = [case for case in CASES if isinstance(case.values[0], Tunable)]
+
+
+@pytest.mark.parametrize(("algorithm", "source"), [case for case in TUNED if hasattr(case.values[0], "largest_budget")])
 def test_tuning_starts_at_the_model_and_ends_at_the_fit(algorithm, source):
     _, model = fitted(algorithm, source)
     other, _ = fitted(algorithm, source, seed=7)
@@ -214,6 +229,23 @@ def test_tuning_starts_at_the_model_and_ends_at_the_fit(algorithm, source):
         np.testing.assert_allclose(back.state()[name], values, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match=r"fraction eta in \[0, 1\]"):
         list(algorithm.tune(model, other, [1.5], np.random.default_rng(2)))
+
+
+@pytest.mark.parametrize(("algorithm", "source"), [case for case in TUNED if not hasattr(case.values[0], "largest_budget")])
+def test_tuning_in_steps_starts_at_the_model_and_goes_on_as_long_as_it_is_told(algorithm, source):
+    """Budgets have units of their own and no largest; `interpolate` is the line between two models of one trajectory."""
+    _, model = fitted(algorithm, source)
+    other, _ = fitted(algorithm, source, seed=7)
+    start, *path = algorithm.tune(model, other, [0.0, 0.002, 0.004], np.random.default_rng(2))
+    for name, values in model.state().items():
+        np.testing.assert_array_equal(start.state()[name], values)
+    for before, after in zip([start, *path], path, strict=False):
+        assert any(not np.array_equal(after.state()[name], values) for name, values in before.state().items())
+    back, there = algorithm.interpolate(path[-1], model, 1.0), model.state()
+    for name, values in back.state().items():
+        np.testing.assert_allclose(values, there[name], rtol=1e-6, atol=1e-7 if values.dtype == np.float32 else 1e-12)
+    with pytest.raises(ValueError, match="budget"):
+        list(algorithm.tune(model, other, [-1.0], np.random.default_rng(2)))
 
 
 @pytest.mark.parametrize("kind", LOOP_TYPES)

@@ -22,9 +22,9 @@ tune    the gradient flow d theta / d tau = -grad L on the new data, from the mo
         The eigenvector i of H has gone the fraction eta_i = 1 - e^(-lambda_i tau) of its way, the slow ones next to nothing: a
         model stopped early. Gradient descent in k steps at learning rate r is at tau = r k, up to terms of order r.
 
-D is affine in theta, so scores extrapolate as parameters do, and SIMS and Neon are one, at all x, sigma, tau and omega:
-    (1 + omega) D_base - omega D_auxiliary = D at (1 + omega) theta_base - omega theta_auxiliary
-For lambda_i tau << 1 they depend on omega tau alone, the strength of one step back along the gradient.
+D is affine in theta, so scores extrapolate as parameters do, and SIMS (without an interval) and Neon are one model:
+    (1 + omega) D_base - omega D_auxiliary = D at (1 + omega) theta_base - omega theta_auxiliary,    any x, sigma, tau, omega
+For lambda_i tau << 1 it depends on omega tau alone, the length of one step back along the gradient.
 
 Source: Vincent (2011), denoising score matching; Karras et al. (2022), Table 1; Rahimi & Recht (2007), random features.
 """
@@ -94,7 +94,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class LinearScoreModel:
+class LinearScore:
     """D(x; sigma) behind a sampler: theta (*batch, m, d), centre m (*batch, d) and scale sigma_data (*batch,) of the data.
 
     A member of the batch that holds NaN gives NaN and leaves the others as they are.
@@ -125,7 +125,7 @@ class LinearScoreModel:
         n, d, phi = x.shape[-2], self.d, self.features
         points = np.broadcast_to(x, self.shape(n)).reshape(-1, n, d)
         theta, centre, scale = self.theta.reshape(-1, phi.m, d), self.centre.reshape(-1, 1, d), self.scale.reshape(-1, 1, 1)
-        out = np.empty_like(points)
+        out = np.empty(points.shape)
         with np.errstate(all="ignore"):
             c_skip, c_out, c_in = coefficients("edm", sigma / scale)
             for members in _groups(len(points), phi.m):
@@ -148,8 +148,7 @@ class LinearScoreModel:
         """n points (*batch, n, d): of the law where that is known, else what the sampler's steps make of noise."""
         if self._law is not None:
             return self._law.sample(n, rng)
-        points = diffusion.sample(self.denoise, self.sampler, self.shape(n), rng, len(self.batch))
-        return Measure(points, np.broadcast_to(1.0 / n, points.shape[:-1]))
+        return diffusion.drawn(self, n, rng)
 
     def state(self) -> dict[str, Array]:
         """The fit: theta, centre and scale. The features are the algorithm's own."""
@@ -157,7 +156,7 @@ class LinearScoreModel:
 
 
 @component
-class LinearScore:
+class LinearScoreFit:
     """Fit a score that is linear in its parameters; see the module for the formulas.
 
     features: M >= 0, the number of random features; at 0 the denoiser is affine at every level, the law Gaussian and exact;
@@ -199,7 +198,7 @@ class LinearScore:
         """Points without which a fit is refused: two, for a spread."""
         return 2
 
-    def fit(self, data: Data, rng: Generator, work: Work | None = None) -> LinearScoreModel:
+    def fit(self, data: Data, rng: Generator, work: Work | None = None) -> LinearScore:
         """The minimum of the denoising loss on the data: points (*batch, n, d), their weights honoured.
 
         Raises ValueError for moments, for points that are no vectors, and for n < 2.
@@ -212,12 +211,10 @@ class LinearScore:
             y = (x - centre[:, None]) / scale[:, None, None]
             (theta,) = self._flowed(np.zeros((len(x), phi.m, x.shape[-1])), y, v, phi, [np.inf], rng)
         shape = (*data.batch, *theta.shape[1:])
-        return LinearScoreModel(
-            theta.reshape(shape), centre.reshape(*data.batch, -1), scale.reshape(data.batch), phi, self.sampler
-        )
+        return LinearScore(theta.reshape(shape), centre.reshape(*data.batch, -1), scale.reshape(data.batch), phi, self.sampler)
 
     def tune(
-        self, model: LinearScoreModel, data: Data, budgets: Sequence[float], rng: Generator, work: Work | None = None
+        self, model: LinearScore, data: Data, budgets: Sequence[float], rng: Generator, work: Work | None = None
     ) -> Iterator[Model]:
         """The models at times tau = budget of one gradient flow, from `model` at 0; they keep its centre and scale.
 
@@ -233,7 +230,7 @@ class LinearScore:
         for theta in thetas:
             yield replace(model, theta=theta.reshape(model.theta.shape), sampler=self.sampler)
 
-    def loss(self, model: LinearScoreModel, data: Data, rng: Generator) -> Array:
+    def loss(self, model: LinearScore, data: Data, rng: Generator) -> Array:
         """L(theta) of a model on data, shape (*batch,), by the levels and noise of `rng`. `fit` minimises it for its own.
 
         Raises ValueError where `tune` does.
@@ -246,7 +243,7 @@ class LinearScore:
                     total[members] += 0.5 * ((rows @ theta[members] - targets) ** 2).sum(axis=(-2, -1))
         return np.asarray(total.reshape(model.batch))
 
-    def interpolate(self, a: LinearScoreModel, b: LinearScoreModel, t: float) -> LinearScoreModel:
+    def interpolate(self, a: LinearScore, b: LinearScore, t: float) -> LinearScore:
         """theta_a + t (theta_b - theta_a), in the units of both: tuning keeps them.
 
         Raises ValueError if centre or scale differ, where no theta gives the line between the denoisers.
@@ -258,13 +255,13 @@ class LinearScore:
             )
         return replace(a, theta=a.theta + t * (b.theta - a.theta), sampler=self.sampler)
 
-    def restore(self, state: Mapping[str, Array]) -> LinearScoreModel:
+    def restore(self, state: Mapping[str, Array]) -> LinearScore:
         """The model of a saved fit, on this algorithm's features and behind its sampler.
 
         Raises ValueError if theta has another number of features.
         """
         theta = state["theta"]
-        return LinearScoreModel(theta, state["centre"], state["scale"], self._phi_of(theta), self.sampler)
+        return LinearScore(theta, state["centre"], state["scale"], self._phi_of(theta), self.sampler)
 
     def _checked(self, data: Data) -> tuple[Array, Array]:
         if not isinstance(data, Measure):
@@ -273,10 +270,10 @@ class LinearScore:
             raise ValueError(f"a score needs points that are vectors, event (d,), got event {data.event}; flatten them first")
         if data.n < 2:
             raise ValueError("a score needs the spread of two points or more, got n = 1; use more points")
-        points = np.where(data.weights[..., None] > 0, data.points, 0.0)
+        points = np.where(data.weights[..., None] > 0, np.asarray(data.points, dtype=float), 0.0)
         return points.reshape(-1, data.n, *data.event), data.weights.reshape(-1, data.n)
 
-    def _in_units_of(self, model: LinearScoreModel, data: Data) -> tuple[Array, Array, Array, Features]:
+    def _in_units_of(self, model: LinearScore, data: Data) -> tuple[Array, Array, Array, Features]:
         """(x - m) / sigma_data (R, n, d) and weights (R, n) of the data, theta (R, m, d) and phi of the model."""
         x, v = self._checked(data)
         if (*model.batch, model.d) != (*data.batch, x.shape[-1]):

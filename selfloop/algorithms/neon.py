@@ -2,7 +2,7 @@
 
     base        = fit(data)
     synthetic   = n_synthetic samples of the base
-    auxiliary   = base tuned on `synthetic` for `budget`
+    auxiliary   = base tuned on `synthetic`, or on data and `synthetic`, for `budget`
     theta       = (1 + omega) theta_base - omega theta_auxiliary
 
 Source: Alemohammad et al. (2025), "Neon: Negative Extrapolation From Self-Training Improves Image Generation",
@@ -19,7 +19,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from selfloop.algorithms.sims import Pair, check_budget
+from selfloop.algorithms.sims import Pair, TuneOn, check_budget
 from selfloop.component import Count, NonNegative, Omega, component
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Data, Measure, Moments
@@ -97,14 +97,15 @@ class Neon:
     """Negative extrapolation of parameters, over any algorithm that can be tuned; omega changes without a new fit.
 
     algorithm: the one improved; n_synthetic: samples of the base the auxiliary is tuned on; budget: how long, in the
-    algorithm's own unit (fraction eta in [0, 1] for closed forms, million images seen for networks);
-    omega >= -1: how far beyond the base, 0 = the base alone.
+    algorithm's own unit (fraction eta in [0, 1] for closed forms, million samples seen for networks); tune_on: those
+    samples alone, or the data and them; omega >= -1: how far beyond the base, 0 = the base alone.
     """
 
     algorithm: Tunable
     n_synthetic: Count
     budget: NonNegative
     omega: Omega = 1.0
+    tune_on: TuneOn = "synthetic"
 
     def __post_init__(self) -> None:
         check_budget(self.algorithm, self.budget)
@@ -117,7 +118,7 @@ class Neon:
 
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> NeonModel:
         """Base, synthetic data, auxiliary; the parameters are merged when the model is first used."""
-        pair = Pair.fit(self.algorithm, data, self.n_synthetic, self.budget, rng, work)
+        pair = Pair.fit(self.algorithm, data, self.n_synthetic, self.budget, self.tune_on, rng, work)
         return NeonModel(pair, self.omega, self.algorithm)
 
     def restore(self, state: Mapping[str, Array]) -> NeonModel:

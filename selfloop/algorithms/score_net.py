@@ -12,20 +12,24 @@ sample  through the steps of the sampler, labels drawn with the class shares of 
 Source: Karras et al. (2022); Alemohammad et al. (2024) for tuning on own samples. Runs on CPU and CUDA.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Gt, Lt
 from numpy.random import Generator
 from numpy.typing import NDArray
+from pydantic import Strict
 from torch import Tensor
 
 from selfloop.component import AT_SAMPLING, Count, Fraction, Positive, component
 from selfloop.diffusion import mlp
 from selfloop.diffusion import sample as diffusion
+from selfloop.diffusion.average import LONGEST
 from selfloop.diffusion.noise import Noise
 from selfloop.diffusion.precondition import PredictionName, coefficients
 from selfloop.diffusion.sample import Sampler
@@ -33,7 +37,7 @@ from selfloop.diffusion.train import EarlyStopping, Points, Recipe, Trained, inp
 from selfloop.measure import Array, Data, Ints, Measure
 from selfloop.protocols import Work
 
-ROWS = 2**15
+ROWS = 2**13
 """Points that go through the networks at once, over all members."""
 MILLION = 1e6
 
@@ -149,7 +153,8 @@ class ScoreNetFit:
     training; sigma_data: the unit of the network, by default the root mean variance of each replicate's data.
     batch: points a step; budget: of a fit, in million samples seen; learning_rate: Adam's, which falls as `decay` says;
     tune_learning_rate: constant, for tuning; clip: largest gradient norm of a member; optimiser: fresh moments for tuning, or
-    those kept from the fit; early_stopping: in a fit, on held-out points.
+    those kept from the fit; average: std of a power-function average of the parameters of a fit, none if not said;
+    early_stopping: in a fit, on held-out points.
     classes: K labels 0 .. K - 1 as a condition, dropped with probability label_dropout (for classifier-free guidance).
     device: cpu or cuda.
 
@@ -169,6 +174,7 @@ class ScoreNetFit:
     tune_learning_rate: Positive = 5e-4
     clip: Positive | None = 10.0
     optimiser: Literal["fresh", "kept"] = "fresh"
+    average: Annotated[float, Strict(), Gt(0), Lt(LONGEST)] | None = None
     early_stopping: EarlyStopping | None = None
     classes: Count | None = None
     label_dropout: Fraction = 0.0
@@ -206,7 +212,8 @@ class ScoreNetFit:
         points, seed = self._points(data, None), _seed(rng)
         sizes = [points.x.shape[2] + 1 + (self.classes or 0), *[self.width] * self.layers, points.x.shape[2]]
         weights = mlp.initialised(len(points.x), sizes, torch.Generator().manual_seed(_seed(rng)), device=self.device)
-        recipe = self._recipe(self.steps(self.budget), self.learning_rate, self.decay, self.early_stopping)
+        recipe = self._recipe(self.steps(self.budget), self.learning_rate, self.decay)
+        recipe = dataclasses.replace(recipe, stopping=self.early_stopping, average=self.average)
         (trained,) = train(weights, points, recipe, seed, work=work)
         return self._model(trained, data.batch, points)
 
@@ -222,7 +229,7 @@ class ScoreNetFit:
             raise ValueError(f"budgets must ascend, got {list(budgets)}")
         points, seed = self._points(data, model.scale), _seed(rng)
         later = [mark for mark in marks if mark > 0]
-        recipe = self._recipe(max(marks), self.tune_learning_rate, "none", None)
+        recipe = self._recipe(max(marks), self.tune_learning_rate, "none")
         moments = on_device(model.moments, self.device) if self.optimiser == "kept" and model.moments else None
         trained = iter(train(model.tensors, points, recipe, seed, later, moments, work) if later else ())
         for mark in marks:
@@ -231,7 +238,7 @@ class ScoreNetFit:
     def interpolate(self, a: ScoreNet, b: ScoreNet, t: float) -> ScoreNet:
         """Parameters a + t (b - a); all else is a's."""
         mixed = {name: value + np.float32(t) * (b.parameters[name] - value) for name, value in a.parameters.items()}
-        return replace(a, parameters=mixed, moments={})
+        return dataclasses.replace(a, parameters=mixed, moments={})
 
     def restore(self, state: Mapping[str, Array]) -> ScoreNet:
         """The networks of a saved state, behind this algorithm's sampler."""
@@ -248,8 +255,9 @@ class ScoreNetFit:
     def _settings(self) -> dict[str, Any]:
         return {"sampler": self.sampler, "prediction": self.prediction, "device": self.device}
 
-    def _recipe(self, steps: int, rate: float, decay: Any, stopping: EarlyStopping | None) -> Recipe:
-        return Recipe(steps, self.batch, rate, decay, self.clip, self.prediction, self.noise, stopping, self.label_dropout)
+    def _recipe(self, steps: int, rate: float, decay: Any) -> Recipe:
+        dropout = self.label_dropout
+        return Recipe(steps, self.batch, rate, decay, self.clip, self.prediction, self.noise, label_dropout=dropout)
 
     def _points(self, data: Data, scale: Array | None) -> Points:
         if not isinstance(data, Measure) or len(data.event) != 1:

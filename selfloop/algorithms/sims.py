@@ -2,7 +2,7 @@
 
     base        = fit(data)
     synthetic   = n_synthetic samples of the base
-    auxiliary   = base tuned on `synthetic` for `budget`
+    auxiliary   = base tuned on `synthetic`, or on data and `synthetic`, for `budget`
     score       = (1 + omega) score_base - omega score_auxiliary
 
 Source: Alemohammad et al. (2024), "Self-Improving Diffusion Models with Synthetic Data", Algorithm 1.
@@ -13,16 +13,20 @@ fraction eta toward the fit of the base's own samples, the best guidance is omeg
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
+import numpy as np
 from numpy.random import Generator
 
-from selfloop.component import Count, NonNegative, Omega, component
+from selfloop.algorithms.choose import Choose
+from selfloop.component import AT_SAMPLING, Count, NonNegative, Omega, component
 from selfloop.diffusion import guide
 from selfloop.diffusion import sample as diffusion
 from selfloop.laws import Gaussian
-from selfloop.measure import Array, Data, Measure, Moments
+from selfloop.measure import Array, Data, Measure, Moments, concatenate
 from selfloop.protocols import Model, ScoreModel, Tunable, Work, drawn_like
+
+TuneOn = Literal["synthetic", "real_and_synthetic"]
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,24 @@ class Pair:
 
     @classmethod
     def fit(
-        cls, algorithm: Tunable, data: Data, n_synthetic: int, budget: float, rng: Generator, work: Work | None = None
+        cls,
+        algorithm: Tunable,
+        data: Data,
+        n_synthetic: int,
+        budget: float,
+        tune_on: TuneOn,
+        rng: Generator,
+        work: Work | None = None,
     ) -> "Pair":
-        """Fit the base to `data`, draw n_synthetic samples of it, tune it on them for `budget`.
+        """Fit the base to `data`, draw n_synthetic samples of it, tune it for `budget` on them, or on the data and them.
 
         Moments in, moments drawn: no points are made when the data has none. Each part draws from a stream of its own.
         """
         fit_rng, draw_rng, tune_rng = rng.spawn(3)
         base = algorithm.fit(data, fit_rng, work and work.at("base"))
         synthetic = drawn_like(data, base, n_synthetic, draw_rng, work and work.at("synthetic"))
-        auxiliary = next(iter(algorithm.tune(base, synthetic, [budget], tune_rng, work and work.at("auxiliary"))))
+        seen = synthetic if tune_on == "synthetic" else concatenate([data, synthetic])
+        auxiliary = next(iter(algorithm.tune(base, seen, [budget], tune_rng, work and work.at("auxiliary"))))
         return cls(base, auxiliary)
 
     def state(self) -> dict[str, Array]:
@@ -72,10 +84,14 @@ def check_budget(algorithm: Tunable, budget: float) -> None:
 
 @dataclass(frozen=True)
 class SimsModel:
-    """A base model guided away from its auxiliary."""
+    """A base model guided away from its auxiliary, in an interval of noise levels if one is given.
+
+    omega: a number, or one for each member (*batch,).
+    """
 
     pair: Pair
-    omega: float
+    omega: float | Array
+    interval: guide.Interval | None = None
 
     @property
     def sampler(self) -> Any:
@@ -93,26 +109,44 @@ class SimsModel:
 
     def denoise(self, x: Any, sigma: float, labels: Any = None) -> Any:
         """(1 + omega) D_base(x; sigma) - omega D_auxiliary(x; sigma)."""
+        omega: Any = self.omega
+        if isinstance(omega, np.ndarray):
+            omega = omega.reshape(*self.batch, *(1,) * (len(x.shape) - len(self.batch)))
+            omega = omega if isinstance(x, np.ndarray) else self.lift(omega)
         guided = guide.negative_guidance(
             lambda y, s: self.pair.base.denoise(y, s, labels),
             lambda y, s: self.pair.auxiliary.denoise(y, s, labels),
-            self.omega,
+            omega,
+            self.interval,
         )
         return guided(x, sigma)
 
     @cached_property
     def _law(self) -> Gaussian | None:
         base, auxiliary = self.pair.base, self.pair.auxiliary
-        if self.omega == 0:
-            return base.law()  # type: ignore[no-any-return]
-        if self.omega == -1:
+        plain: Gaussian | None = base.law()
+        if plain is None or self._alone is base:
+            return plain
+        if self._alone is auxiliary:
             return auxiliary.law()  # type: ignore[no-any-return]
-        plain = base.law()
-        if plain is None:
-            return None
         if self.sampler.kind == "exact":
-            return guide.guided_law(plain, auxiliary.law(), self.omega)
+            return self._flow(plain, auxiliary.law())
         return diffusion.law(self.denoise, self.sampler, plain.batch, plain.d)
+
+    @property
+    def _alone(self) -> Any:
+        """The model that guidance leaves as it is: the base at omega = 0, the auxiliary at -1."""
+        if isinstance(self.omega, np.ndarray):
+            return None
+        return self.pair.base if self.omega == 0 else self.pair.auxiliary if (self.omega, self.interval) == (-1, None) else None
+
+    def _flow(self, base: Gaussian, auxiliary: Gaussian) -> Gaussian:
+        omegas = np.broadcast_to(np.asarray(self.omega, dtype=float), base.batch)
+        mean, cov = np.array(base.mean), np.array(base.cov)
+        for omega in np.unique(omegas):
+            law, here = guide.guided_law(base, auxiliary, float(omega)), omegas == omega
+            mean[here], cov[here] = law.mean[here], law.cov[here]
+        return Gaussian(mean, cov)
 
     def law(self) -> Gaussian | None:
         """Exact law after the sampler's steps, if base and auxiliary are Gaussian; at omega = 0 the base's, bit for bit."""
@@ -122,8 +156,8 @@ class SimsModel:
         """n points (*batch, n, *event), by the base's sampler on the guided denoiser."""
         if self._law is not None:
             return self._law.sample(n, rng)
-        if self.omega in (0, -1):
-            return (self.pair.base if self.omega == 0 else self.pair.auxiliary).sample(n, rng, labels, work)  # type: ignore[no-any-return]
+        if self._alone is not None:
+            return self._alone.sample(n, rng, labels, work)  # type: ignore[no-any-return]
         return diffusion.drawn(self, n, rng, labels)
 
     def draw_labels(self, n: int, rng: Generator) -> Any:
@@ -147,8 +181,8 @@ class SimsModel:
         return self._law.biased(bias)
 
     def state(self) -> dict[str, Array]:
-        """The fits of base and auxiliary; omega is a setting of sampling and not part of it."""
-        return self.pair.state()
+        """The fits of base and auxiliary, and omega where every member has its own; else it is a setting of sampling."""
+        return self.pair.state() | ({"omega": self.omega} if isinstance(self.omega, np.ndarray) else {})
 
 
 @component
@@ -156,24 +190,31 @@ class Sims:
     """Self-improving by negative guidance, over any algorithm that can be tuned; omega changes without a new fit.
 
     algorithm: the one improved; n_synthetic: samples of the base the auxiliary is tuned on; budget: how long, in the
-    algorithm's own unit (fraction eta in [0, 1] for closed forms, million images seen for networks);
-    omega >= -1: guidance strength, 0 = the base alone.
+    algorithm's own unit (fraction eta in [0, 1] for closed forms, million samples seen for networks); tune_on: those samples
+    alone, or the data and them; omega >= -1: guidance strength, 0 = the base alone, or `auto`, which `choose` finds for every
+    replicate on points held out; interval: noise levels [low, high] at which guidance acts, all if not said.
     Raises ValueError from `fit` if the models have no denoiser.
     """
 
     algorithm: Tunable
     n_synthetic: Count
     budget: NonNegative
-    omega: Omega = 1.0
+    omega: Annotated[Omega | Literal["auto"], AT_SAMPLING] = 1.0
+    tune_on: TuneOn = "synthetic"
+    choose: Choose = Choose()
+    interval: Annotated[tuple[NonNegative, NonNegative] | None, AT_SAMPLING] = None
 
     def __post_init__(self) -> None:
         check_budget(self.algorithm, self.budget)
+        guide.check_interval(self.interval)
         sampler, gives = getattr(self.algorithm, "sampler", None), getattr(self.algorithm, "gives", ())
         if getattr(sampler, "kind", None) == "exact" and "law" not in gives:
             raise ValueError(
                 "guidance between laws that are not Gaussian has no exact sampler; set the inner algorithm's sampler to "
-                "heun, euler or ancestral with its steps"
+                "heun, dpm, euler or ancestral with its steps"
             )
+        if self.interval is not None and getattr(sampler, "kind", None) == "exact":
+            raise ValueError("interval needs a sampler with steps; set the inner algorithm's sampler, or remove interval")
 
     @property
     def gives(self) -> frozenset[str]:
@@ -189,11 +230,19 @@ class Sims:
 
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> SimsModel:
         """Algorithm 1: base, synthetic data, auxiliary; the guidance happens when the model is sampled."""
-        pair = Pair.fit(self.algorithm, data, self.n_synthetic, self.budget, rng, work)
+        choose_rng = rng.spawn(1)[0] if self.omega == "auto" else rng
+        held_out = None
+        if self.omega == "auto":
+            data, held_out = self.choose.split(data, choose_rng)
+        pair = Pair.fit(self.algorithm, data, self.n_synthetic, self.budget, self.tune_on, rng, work)
         if not isinstance(pair.base, ScoreModel):
             raise ValueError(f"SIMS guides a denoiser and {type(pair.base).__name__} has none; use neon")
-        return SimsModel(pair, self.omega)
+        if held_out is None:
+            return SimsModel(pair, cast(float, self.omega), self.interval)
+        omega = self.choose.best(lambda omega: SimsModel(pair, omega, self.interval), held_out, choose_rng)
+        return SimsModel(pair, omega, self.interval)
 
     def restore(self, state: Mapping[str, Array]) -> SimsModel:
         """The pair of a saved fit, at this algorithm's omega."""
-        return SimsModel(Pair.restore(self.algorithm, state), self.omega)
+        omega = np.asarray(state["omega"]) if self.omega == "auto" else self.omega
+        return SimsModel(Pair.restore(self.algorithm, state), omega, self.interval)

@@ -85,7 +85,7 @@ def measured_eta(base: Any, auxiliary: Any, n: int, rng: Generator, steps: int =
             cov = law(model.denoise, sampler, gaussian.batch, gaussian.d).cov
         else:
             cov = drawn(model, n, np.random.default_rng(seed), sampler=sampler).moments().cov
-        return covariance.log_det(cov) / cov.shape[-1]
+        return np.asarray(covariance.log_det(cov) / cov.shape[-1])
 
     with np.errstate(divide="ignore", invalid="ignore"):
         fitted = log_volume(base, fine)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from selfloop.component import Count, Fraction, component
 from selfloop.diffusion import mlp
+from selfloop.diffusion.average import PowerAverage
 from selfloop.diffusion.mlp import Parameters
 from selfloop.diffusion.noise import Noise
 from selfloop.diffusion.precondition import PredictionName, coefficients
@@ -52,6 +53,7 @@ class EarlyStopping:
 class Recipe:
     """How to train: steps and their batch, learning rate and its course, clipping of each member's gradient norm.
 
+    average: std of a power-function average of the parameters, which is then the result (`selfloop.diffusion.average`).
     decay: `cosine` lets the rate fall to 0 over the steps, rate (1 + cos(pi k / steps)) / 2; `none` keeps it.
     """
 
@@ -64,6 +66,7 @@ class Recipe:
     noise: Noise
     stopping: EarlyStopping | None = None
     label_dropout: float = 0.0
+    average: float | None = None
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -181,6 +184,7 @@ class _Course:
         self.block = max(1, min(64, NUMBERS // (members * self.recipe.batch * (d + 2))))
         self.loss, self.failed = np.full(members, np.nan), np.zeros(members, dtype=np.int64)
         self.training = self.points
+        self.average = None if self.recipe.average is None else PowerAverage(self.recipe.average)
         if self.recipe.stopping is not None:
             self._hold_out(n, self.recipe.stopping)
 
@@ -236,6 +240,8 @@ class _Course:
             if self.recipe.clip is not None:
                 clip_members(parameters, self.recipe.clip)
             self.optimiser.step()
+            if self.average is not None:
+                self.average.update(self.parameters)
             history.append(loss.detach())
             self.step = step + 1
             if self.recipe.stopping is not None and self.step % self.recipe.stopping.every == 0:
@@ -267,12 +273,13 @@ class _Course:
 
     @torch.no_grad()
     def _look(self, rule: EarlyStopping) -> None:
-        error = (mlp.forward(self.parameters, self.held_out[0]) - self.held_out[1]).square().sum(dim=-1)
+        now = self._now()
+        error = (mlp.forward(now, self.held_out[0]) - self.held_out[1]).square().sum(dim=-1)
         loss = (self.held_weights * error).double().sum(dim=1) / self.held_weights.double().sum(dim=1)
         better = (loss < self.least) & (self.looks_since < rule.patience)
         self.least = torch.where(better, loss, self.least)
         self.looks_since = torch.where(better, 0, self.looks_since + 1)
-        for name, value in self.parameters.items():
+        for name, value in now.items():
             self.best[name] = torch.where(better[:, None, None], value, self.best[name])
 
     def _all_stopped(self) -> bool:
@@ -281,12 +288,16 @@ class _Course:
 
     # Results, saving, continuing
 
+    def _now(self) -> Parameters:
+        """The parameters, or their average where one is kept."""
+        return self.parameters if self.average is None or self.average.t == 0 else dict(self.average.value)
+
     def result(self) -> Trained:
         """What has been learned so far, in tensors of its own."""
-        found = self.parameters
+        found = self._now()
         if self.recipe.stopping is not None:
             seen = torch.isfinite(self.least)[:, None, None]
-            found = {name: torch.where(seen, self.best[name], value) for name, value in self.parameters.items()}
+            found = {name: torch.where(seen, self.best[name], value) for name, value in found.items()}
         moments = {name: value.detach().clone() for name, value in self._moments().items()}
         parameters = {name: value.detach().clone() for name, value in found.items()}
         return Trained(parameters, moments, self.failed.copy(), self.loss.copy())
@@ -308,6 +319,8 @@ class _Course:
         if self.recipe.stopping is not None:
             tensors |= {"stop.least": self.least, "stop.looks": self.looks_since}
             tensors |= {f"stop.best.{name}": value for name, value in self.best.items()}
+        if self.average is not None:
+            parts |= {f"average.{name}": value for name, value in self.average.state().items()}
         return parts | {name: value.detach().cpu().numpy() for name, value in tensors.items()}
 
     def resume(self, saved: dict[str, Any]) -> list[Trained]:
@@ -324,6 +337,9 @@ class _Course:
             for name, value in tensors("now.").items():
                 self.parameters[name].copy_(value)
         self._set_moments(tensors("moments.") or None)
+        if self.average is not None:
+            state = {name.removeprefix("average."): value for name, value in saved.items() if name.startswith("average.")}
+            self.average = PowerAverage.restore(state, lambda value: torch.as_tensor(value, device=self.device))
         self.step, self.failed, self.loss = int(saved["at"]), np.array(saved["failed"]), np.array(saved["loss"])
         if self.recipe.stopping is not None:
             self.best, self.least = tensors("stop.best."), torch.as_tensor(saved["stop.least"], device=self.device)
