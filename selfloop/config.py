@@ -70,6 +70,16 @@ WHOLE = ("sweep", "generations", "replicates", "chunk", "seed", "name", "madness
 
 def load(source: Source) -> list[Point]:
     """The checked points of an experiment, in the order of its sweep. Raises ConfigError with every fault."""
+    points, faults = _spread(source)
+    if source.quick is not None:
+        faults += _check_quick(*source.quick)
+    if faults:
+        raise ConfigError(faults, source)
+    return points
+
+
+def _spread(source: Source) -> tuple[list[Point], list[Fault]]:
+    """The points of an experiment that could be made, and all its faults."""
     faults = list(source.faults)
     tree = {"name": Path(source.file).stem, **source.tree}
     if tree.get("sweep") is None:
@@ -80,7 +90,7 @@ def load(source: Source) -> list[Point]:
     axes = _axes(sweep, faults) if sweep else None
     if axes is None:  # check the rest of the file all the same; a sweep may hold what it lacks
         faults += [fault for fault in _examined(tree | {"sweep": {}})[1] if fault.text != MISSING]
-        raise ConfigError(faults, source)
+        return [], faults
     points, rows, trees = [], [], []
     for settings in itertools.product(*axes):
         chosen = [setting for step in settings for setting in step]
@@ -96,9 +106,16 @@ def load(source: Source) -> list[Point]:
     faults += [*_check_overrides(source, axes, trees), *_check_rows(rows)]
     if points and points[0].experiment.madness is not None:
         faults += _check_madness(points[0].experiment, points[0].experiment.madness, rows)
-    if faults:
-        raise ConfigError(_gathered(faults), source)
-    return points
+    return points, _gathered(faults)
+
+
+def _check_quick(alone: Source, quick: Source) -> Iterator[Fault]:
+    """What the section `quick` would bring into a file that is not wrong in the file alone."""
+    if found := _spread(quick)[1]:
+        before = _spread(alone)[1]
+        for fault in found:
+            if fault not in before:
+                yield Fault(fault.path if fault.path[:1] == ("quick",) else ("quick", *fault.path), fault.text)
 
 
 def _axes(sweep: Sweep, faults: list[Fault]) -> list[list[list[Setting]]] | None:
@@ -146,7 +163,7 @@ def _set(tree: dict[str, Any], settings: Sequence[Setting]) -> dict[str, Any]:
 def _examined(tree: dict[str, Any]) -> tuple[Experiment | None, list[Fault]]:
     """The experiment of a tree without a sweep, if it is sound, and all its faults."""
     faults: list[Fault] = []
-    experiment = whole = _build(Experiment, tree, (), faults)
+    experiment = whole = _build(Experiment, tree, (), faults, also=("quick",))
     if experiment is None:  # parts that are sound by themselves may still not fit one another
         broken = {fault.path[0] for fault in faults if fault.path}
         rest = {key: value for key, value in tree.items() if key not in broken}
@@ -186,9 +203,9 @@ def _gathered(faults: Sequence[Fault]) -> list[Fault]:
 def _check_overrides(
     source: Source, axes: Sequence[Sequence[Sequence[Setting]]], trees: Sequence[dict[str, Any]]
 ) -> Iterator[Fault]:
-    """Overrides on the command line that the sweep would undo."""
+    """What was laid over the file and the sweep would undo."""
     swept = {setting.steps: setting.where[:-1] for axis in axes for setting in axis[0]}
-    for path in [path for path, line in source.lines.items() if line is None and path[0] != "sweep"]:
+    for path in [path for path in source.lines if path in source.laid and path[0] != "sweep"]:
         if path in swept:
             yield Fault(path, f"is swept, and the sweep would win; override {'.'.join(map(str, swept[path]))}=[...] instead")
         elif trees and not any(_holds(tree, path, at_path(source.tree, path)) for tree in trees):

@@ -1,8 +1,9 @@
 """A configuration as it was written: the tree of a YAML file, the line of every key, overrides laid over it, and its faults."""
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,16 @@ class Source:
     """A configuration as it was written.
 
     tree: sections and values; lines: the line of every path (None for a command-line override); faults: what is wrong with the
-    writing itself (a key given twice, an override of something that is not there).
+    writing itself (a key given twice, an override of something that is not there); laid: the paths that were laid over the
+    file; quick: where its section `quick` is not in use, the file without and with it, both without the command line.
     """
 
     file: str
     tree: dict[str, Any]
     lines: Mapping[Path_, int | None]
     faults: tuple[Fault, ...] = ()
+    laid: frozenset[Path_] = frozenset()
+    quick: "tuple[Source, Source] | None" = None
 
     def line(self, path: Path_) -> int | None:
         """The line of a path or of its nearest section; None on the command line, 0 if neither is known."""
@@ -70,7 +74,11 @@ def dotted(path: Path_) -> str:
 
 
 def read(file: Path, overrides: Sequence[str] = ()) -> Source:
-    """A YAML file with `key.path=value` overrides laid over it. Raises ConfigError on what is not YAML or not a mapping."""
+    """A YAML file with `key.path=value` overrides laid over it.
+
+    Its section `quick` maps dotted paths to values: with `quick=true` among the overrides these are laid over the file before
+    the others, and the name then ends in -quick. Raises ConfigError on what is not YAML or not a mapping.
+    """
     tree, node = _parsed(file)
     if not isinstance(tree, dict):
         given = "nothing" if tree is None else f"a {type(tree).__name__}"
@@ -79,16 +87,65 @@ def read(file: Path, overrides: Sequence[str] = ()) -> Source:
         )
     lines: dict[Path_, int | None] = {}
     faults = [Fault(path, f"is given twice, first in line {line}; keep one") for path, line in _lines(node, (), lines)]
-    for override in overrides:
+    alone = Source(str(file), {key: value for key, value in tree.items() if key != "quick"}, lines, tuple(faults))
+    quick = _with_quick(alone, tree["quick"]) if "quick" in tree else None
+    usual = alone
+    if quick:
+        inside = {("quick", *path): line for path, line in quick.lines.items()}
+        usual = replace(alone, lines=inside | lines, quick=(alone, quick))
+    source, faults = usual, []
+    for override in sorted(overrides, key=lambda override: not re.match(r"\s*quick\s*=", override)):
         path, sign, value = override.partition("=")
         steps = tuple(path.strip().split("."))
         try:
             if not sign or not all(steps):
                 raise KeyError("an override is key.path=value")
-            _lay(tree, lines, steps, _value(value))
+            if steps == ("quick",):
+                source = _chosen(_value(value), usual, quick)
+            else:
+                source = _over(source, steps, _value(value), {(): None})
         except KeyError as error:
             faults.append(Fault((), f"command line: {override!r}: {error.args[0]}"))
-    return Source(str(file), tree, lines, tuple(faults))
+    name = source.tree.get("name", file.stem)
+    if quick and not source.quick and isinstance(name, str):
+        source = replace(source, tree=source.tree | {"name": f"{name}-quick"})
+    return replace(source, faults=(*source.faults, *faults))
+
+
+def _chosen(value: Any, usual: Source, quick: Source | None) -> Source:
+    """What `quick=...` asks for. Raises KeyError if the file has no section `quick`, or the value is not true or false."""
+    if not isinstance(value, bool):
+        raise KeyError(f"must be true or false; got {shown(value)}")
+    if value and quick is None:
+        remedy = "add one, quick: {generations: 10, replicates: 2} for example, or set generations and replicates yourself"
+        raise KeyError(f"the file has no section quick; {remedy}")
+    return quick if value and quick else usual
+
+
+def _with_quick(source: Source, quick: Any) -> Source:
+    """The file with its section `quick` laid over it, each value at its line there."""
+    if not isinstance(quick, dict) or not quick:
+        text = f"must be a section of key.path: value, with one at least; got {shown(quick)}"
+        return replace(source, faults=(*source.faults, Fault(("quick",), text)))
+    for key, value in quick.items():
+        where, steps = ("quick", key), tuple(key.split("."))
+        written = {path[2:]: line for path, line in source.lines.items() if path[:2] == where}
+        try:
+            if not all(steps):
+                raise KeyError("a key of this section is a path, key.path")
+            source = _over(source, steps, value, {(): source.line(where), **written})
+        except KeyError as error:
+            source = replace(source, faults=(*source.faults, Fault(where, str(error.args[0]))))
+    return source
+
+
+def _over(source: Source, steps: tuple[str, ...], value: Any, written: Mapping[Path_, int | None]) -> Source:
+    """The source with a value laid over it; written: the lines of the value, by path within it. Raises KeyError."""
+    if steps[0] == "quick":
+        raise KeyError(f"quick is laid over the other sections; set {'.'.join(steps[1:]) or 'those'} itself")
+    tree, lines = copy.deepcopy(source.tree), dict(source.lines)
+    path = _lay(tree, lines, steps, copy.deepcopy(value), written)
+    return replace(source, tree=tree, lines=lines, laid=source.laid | {path})
 
 
 def _parsed(file: Path) -> tuple[Any, Any]:
@@ -159,17 +216,20 @@ def _value(text: str) -> Any:
         raise KeyError("the value is not YAML; quote it") from error
 
 
-def _lay(tree: dict[str, Any], lines: dict[Path_, int | None], steps: tuple[str, ...], value: Any) -> None:
-    """Lay an override over the tree; from then on its path, and all below it, stands on the command line."""
+def _lay(
+    tree: dict[str, Any], lines: dict[Path_, int | None], steps: Path_, value: Any, written: Mapping[Path_, int | None]
+) -> Path_:
+    """Lay a value over the tree; from then on its path, and all below it, stands where the value was written."""
     whole = 2 if steps[:2] == ("sweep", "grid") else 3 if steps[:2] == ("sweep", "zip") else len(steps)
     if len(steps) > whole:  # the keys of a sweep are dotted paths themselves
-        steps = (*steps[:whole], ".".join(steps[whole:]))
+        steps = (*steps[:whole], ".".join(map(str, steps[whole:])))
     path = put(tree, steps, value)
     for known in [known for known in lines if known[: len(path)] == path]:
         del lines[known]
     for end in range(1, len(path)):
-        lines.setdefault(path[:end], None)
-    lines[path] = None
+        lines.setdefault(path[:end], written[()])
+    lines.update({(*path, *inside): line for inside, line in written.items()})
+    return path
 
 
 def put(tree: dict[str, Any], path: Path_, value: Any, merge: bool = False) -> Path_:

@@ -38,6 +38,13 @@ def json_schema() -> dict[str, Any]:
     schema["properties"]["track"] |= {"minProperties": 1, "properties": trackers, "additionalProperties": others}
     del definitions["Tracker"]
     schema["properties"]["sweep"] = {"anyOf": [schema["properties"]["sweep"], {"type": "null"}]}
+    schema["properties"]["quick"] = {
+        "description": "Dotted path: value, laid over the file by the override quick=true.",
+        "type": "object",
+        "minProperties": 1,
+        "properties": {name: schema["properties"][name] for name in ("generations", "replicates", "chunk")},
+        "propertyNames": {"pattern": r"^(?!quick(\.|$))[^.]+(\.[^.]+)*$"},
+    }
     for name, definition in definitions.items():
         definitions[name] = _with_short_form(definition)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "selfloop experiment"}
