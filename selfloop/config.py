@@ -64,7 +64,7 @@ class Setting:
         return tuple(self.path.split("."))
 
 
-WHOLE = ("sweep", "generations", "replicates", "chunk", "seed", "name", "madness")
+WHOLE = ("sweep", "generations", "replicates", "chunk", "seed", "name", "madness", "quick")
 """What belongs to a whole experiment and cannot be swept."""
 
 
@@ -440,12 +440,21 @@ def describe(thing: Any, without_sampling: bool = False) -> Any:
     if isinstance(thing, str | int | float | bool | None):
         return thing
     hints = _fields(thing.__class__)
-    out = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": registry.path_of(thing)}
+    out: dict[str, Any] = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": registry.path_of(thing)}
     for name, hint in hints.items():
         value = getattr(thing, name)
         if not without_sampling or AT_SAMPLING not in typing.get_args(hint) or value == "auto":  # auto is left to the fit
             out[name] = describe(value)
+            if isinstance(out[name], dict) and _takes_one_class(hint):
+                out[name].pop("kind", None)
     return out
+
+
+def _takes_one_class(hint: Any) -> bool:
+    """Whether a field takes components of one class, so that their section says no kind."""
+    cls = _plain(hint)
+    single = dataclasses.is_dataclass(cls) and cls not in SLOTS
+    return single and "kind" not in _fields(cls)
 
 
 _SECTIONS = (Experiment, Sweep, Mix, Madness)

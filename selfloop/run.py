@@ -29,7 +29,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     config: Annotated[Path | None, typer.Argument(help="The experiment, a YAML file.", show_default=False)] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.path=value, laid over the file.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="key.path=value, laid over the file; quick=true: a first look.", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/<name>")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,

@@ -173,10 +173,10 @@ class LinearScoreFit:
 
     features: Annotated[int, Strict(), Ge(0)] = 128
     basis: Literal["rbf", "fourier"] = "rbf"
-    frequency: Positive = 2.0
-    frequency_noise: Positive = 2.0
+    frequency: Positive = 3.0
+    frequency_noise: Positive = 3.0
     levels: Count = 8
-    ridge: Positive = 1e-4
+    ridge: Positive = 1e-5
     draws: Count = 8
     noise: Noise = Noise()
     seed: Annotated[int, Strict(), Ge(0)] = 0
