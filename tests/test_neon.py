@@ -114,12 +114,12 @@ def test_neon_of_categories_extrapolates_log_probabilities() -> None:
     np.testing.assert_allclose(model.probabilities, power / power.sum(axis=-1, keepdims=True), rtol=1e-12)
     assert model.law() is None
     assert model.shape(5) == model.sample(5, np.random.default_rng(2)).points.shape == (6, 5, 3)
-    assert algorithm.gives == CategoricalFit.gives
+    assert algorithm.gives == CategoricalFit.gives | {"pair"}
 
 
 def test_contracts_are_those_of_the_inner_model() -> None:
     assert isinstance(neon(), Algorithm)
-    assert neon().gives == GaussianFit.gives
+    assert neon().gives == GaussianFit.gives | {"pair"}
     model = neon().fit(standard(2).draw(30, np.random.default_rng(0)), np.random.default_rng(1))
     for contract in (Model, MomentModel, BiasedModel, ScoreModel):
         assert isinstance(model, contract)

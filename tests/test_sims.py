@@ -10,6 +10,7 @@ from selfloop import report, theory
 from selfloop.algorithms.choose import Choose
 from selfloop.algorithms.gaussian import GaussianFit
 from selfloop.algorithms.mixture import MixtureFit
+from selfloop.algorithms.neon import Neon
 from selfloop.algorithms.sims import Pair, Sims, SimsModel
 from selfloop.config import groups, load
 from selfloop.data import GaussianSource
@@ -130,6 +131,16 @@ def test_guidance_in_an_interval_lies_between_none_and_all():
     assert spread[0] > spread[1] > spread[2]
     np.testing.assert_allclose(SimsModel(pair, 2.0, (30.0, 40.0)).law().cov, pair.base.law().cov, rtol=1e-9)
     assert not np.allclose(SimsModel(pair, -1.0, (0.5, 3.0)).law().cov, pair.auxiliary.law().cov, rtol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", [FIT, GaussianFit(), MixtureFit(components=2, sampler=STEPS)])
+def test_a_budget_of_zero_gives_the_base_bit_for_bit_at_every_omega(algorithm):
+    for kind in (Sims, Neon):
+        recipe = kind(algorithm=algorithm, n_synthetic=50, budget=0.0, omega=3.0)
+        model = recipe.fit(data(60), np.random.default_rng(1))
+        for one in (model, recipe.restore(model.state())):
+            drawn = [m.sample(50, np.random.default_rng(2)).points for m in (one, one.pair.base)]
+            np.testing.assert_array_equal(*drawn)
 
 
 @pytest.mark.parametrize(

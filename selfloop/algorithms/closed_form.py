@@ -19,4 +19,4 @@ def along(algorithm: Tunable, model: Any, fitted: Any, budgets: Sequence[float])
     """The models a fraction eta = budget of the way from `model` to `fitted`, on the algorithm's own line between the two."""
     check_fractions(budgets)
     for eta in budgets:
-        yield algorithm.interpolate(model, fitted, eta)
+        yield model if eta == 0 else algorithm.interpolate(model, fitted, eta)

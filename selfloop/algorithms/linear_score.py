@@ -208,6 +208,8 @@ class LinearScoreFit:
         with np.errstate(all="ignore"):
             centre = (v[:, None, :] @ x)[:, 0]
             scale = np.sqrt((v[:, None, :] @ (x - centre[:, None]) ** 2)[:, 0].mean(axis=-1))
+            lost = data.n * np.finfo(float).eps * np.abs(centre).max(axis=-1)  # what rounding alone would spread
+            scale = np.where(scale > lost, scale, np.nan)
             y = (x - centre[:, None]) / scale[:, None, None]
             (theta,) = self._flowed(np.zeros((len(x), phi.m, x.shape[-1])), y, v, phi, [np.inf], rng)
         shape = (*data.batch, *theta.shape[1:])

@@ -37,7 +37,7 @@ class NeonModel:
     @cached_property
     def merged(self) -> Any:
         """The model at (1 + omega) theta_base - omega theta_auxiliary; the base itself at omega = 0, the auxiliary at -1."""
-        if self.omega == 0:
+        if self.omega == 0 or self.pair.same:
             return self.pair.base
         if self.omega == -1:
             return self.pair.auxiliary

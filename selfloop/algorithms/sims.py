@@ -58,6 +58,14 @@ class Pair:
         auxiliary = next(iter(algorithm.tune(base, seen, [budget], tune_rng, work and work.at("auxiliary"))))
         return cls(base, auxiliary)
 
+    @cached_property
+    def same(self) -> bool:
+        """Whether the auxiliary is the base, bit for bit, as after a budget of 0: then guidance does nothing."""
+        if self.auxiliary is self.base:
+            return True
+        base, auxiliary = self.base.state(), self.auxiliary.state()
+        return base.keys() == auxiliary.keys() and all(np.array_equal(base[name], auxiliary[name]) for name in base)
+
     def state(self) -> dict[str, Array]:
         """Arrays of both, under the prefixes `base.` and `auxiliary.`."""
         parts = {"base": self.base.state(), "auxiliary": self.auxiliary.state()}
@@ -135,7 +143,9 @@ class SimsModel:
 
     @property
     def _alone(self) -> Any:
-        """The model that guidance leaves as it is: the base at omega = 0, the auxiliary at -1."""
+        """The model that guidance leaves as it is: the base at omega = 0 or without a difference, the auxiliary at -1."""
+        if self.pair.same:
+            return self.pair.base
         if isinstance(self.omega, np.ndarray):
             return None
         return self.pair.base if self.omega == 0 else self.pair.auxiliary if (self.omega, self.interval) == (-1, None) else None
