@@ -119,6 +119,10 @@ def _loaded(file: str, tree: str) -> list[list[Point]]:
     return groups(load(Source(file, json.loads(tree), {})))
 
 
+def _loaded_groups(task: Task) -> list[list[Point]]:
+    return _loaded(task.source.file, json.dumps(task.source.tree))
+
+
 def advance(tasks: Sequence[Task], seconds: float, report: Report | None = None, tell: Tell | None = None) -> list[Outcome]:
     """Advance units one after the other until the time is up; the first of them by one generation at least.
 
@@ -126,6 +130,8 @@ def advance(tasks: Sequence[Task], seconds: float, report: Report | None = None,
     """
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []
+    for task in tasks:  # imports what the tasks name, torch for example, so that its threads are limited too
+        _loaded_groups(task)
     with threadpool_limits(1):  # results must not depend on how many threads a library happens to use
         for task in tasks:
             if outcomes and time.monotonic() >= deadline:
@@ -135,7 +141,7 @@ def advance(tasks: Sequence[Task], seconds: float, report: Report | None = None,
 
 
 def _advance_unit(task: Task, deadline: float, report: Report | None, tell: Tell | None) -> Outcome:
-    points = _loaded(task.source.file, json.dumps(task.source.tree))[task.group]
+    points = _loaded_groups(task)[task.group]
     outcome = Outcome(task.group, task.chunk, task.first)
     for point in points:
         if task.done.get(point.key, point.experiment.generations) < point.experiment.generations:

@@ -191,8 +191,8 @@ class _Course:
     def _set_moments(self, moments: Parameters | None) -> None:
         for name, parameter in self.parameters.items():
             if moments is not None:
-                state = {key: moments[f"{key}.{name}"].to(parameter) for key in ("exp_avg", "exp_avg_sq")}
-                self.optimiser.state[parameter] = {"step": moments["step"].to(parameter), **state}
+                state = {key: moments[f"{key}.{name}"].clone() for key in ("exp_avg", "exp_avg_sq")}
+                self.optimiser.state[parameter] = {"step": moments["step"].clone(), **state}  # Adam counts in place
 
     def _moments(self) -> Parameters:
         states = {name: self.optimiser.state[parameter] for name, parameter in self.parameters.items()}
