@@ -28,6 +28,14 @@ class Course(NamedTuple):
     error: Array
 
 
+class Sweep(NamedTuple):
+    """Mean over replicates and its standard error along a swept path, x its values: three arrays (k,)."""
+
+    x: Array
+    mean: Array
+    error: Array
+
+
 def read(results: Path, paths: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """The table of a run folder, or of the part of it that is kept in figures/data.
 
@@ -96,13 +104,35 @@ def averages(table: pd.DataFrame, powers: Mapping[str, int]) -> pd.DataFrame:
 
 def course(averaged: pd.DataFrame, metric: str, values: Mapping[str, Any]) -> Course:
     """The curve of one metric at one point of the sweep. Raises RunError if the results do not hold that point."""
+    return Course(*_along(averaged, "generation", metric, values))
+
+
+def swept(averaged: pd.DataFrame, path: str, metric: str, values: Mapping[str, Any]) -> Sweep:
+    """One metric along a swept path of numbers, the other paths at `values`, at the last generation.
+
+    Raises RunError if the results do not hold such points.
+    """
+    return Sweep(*_along(averaged[averaged["generation"] == averaged["generation"].max()], path, metric, values))
+
+
+def _along(averaged: pd.DataFrame, x: str, metric: str, values: Mapping[str, Any]) -> tuple[Array, ...]:
     rows = averaged[averaged["metric"] == metric]
     for path, value in values.items():
         rows = rows[rows[path] == value]
     if rows.empty:
         raise RunError(f"the results hold no {metric} at {', '.join(f'{path} = {value}' for path, value in values.items())}")
-    rows = rows.sort_values("generation")
-    return Course(*(rows[name].to_numpy(dtype=float) for name in ("generation", "mean", "error")))
+    rows = rows.sort_values(x)
+    return tuple(rows[name].to_numpy(dtype=float) for name in (x, "mean", "error"))
+
+
+def ratio(values: Array, others: Array) -> tuple[Array, Array]:
+    """Mean of values (R, k) over mean of others (R, k) or (R, 1), and its standard error; both of the same replicates.
+
+    To first order the error of r = a / b is that of the mean of (a_i - r b_i) / b.
+    """
+    below = others.mean(axis=0)
+    mean = values.mean(axis=0) / below
+    return mean, (values - mean * others).std(axis=0, ddof=1) / below / np.sqrt(len(values))
 
 
 def replicates(averaged: pd.DataFrame) -> str:

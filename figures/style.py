@@ -8,8 +8,9 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from figures.averages import Course
+from figures.averages import Course, Sweep
 from selfloop.measure import Ints
 
 matplotlib.use("Agg")
@@ -71,10 +72,19 @@ def reference(axes: Axes, y: float, text: str = "", x: float = 1.0, va: str = "b
         )  # fmt: skip
 
 
-def band(axes: Axes, at: Course, **line: Any) -> None:
+def band(axes: Axes, at: Course | Sweep, **line: Any) -> None:
     """A curve, and a band of one standard error to each side."""
-    (drawn,) = axes.plot(at.generation, at.mean, **line)
-    axes.fill_between(at.generation, at.mean - at.error, at.mean + at.error, color=drawn.get_color(), alpha=0.25, linewidth=0)
+    x, mean, error = at
+    (drawn,) = axes.plot(x, mean, **line)
+    axes.fill_between(x, mean - error, mean + error, color=drawn.get_color(), alpha=0.25, linewidth=0)
+
+
+def decades(axes: Axes) -> None:
+    """A logarithmic y axis of about one decade: 1, 2 and 5 times a power of ten are named, as plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def label_ends(axes: Axes, heights: Sequence[float], texts: Sequence[str], colours: Sequence[Any], gap: float = 0.075) -> None:

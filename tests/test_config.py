@@ -694,6 +694,165 @@ def test_the_schema_accepts_short_forms_and_classes_of_ones_own(edit):
     assert list(SCHEMA.iter_errors(yaml.safe_load(edited(edit)[0]))) == []
 
 
+# Quick -----------------------------------------------------------------------------------------------------------------
+
+QUICK = f"{BASE}quick:\n  generations: 2\n  replicates: 3\n  sweep.grid.mix.n_synthetic: [7]\n  mix: {{kind: fresh, n_real: 9}}\n"
+LAID = ["generations=2", "replicates=3", "sweep.grid.mix.n_synthetic=[7]", "mix={kind: fresh, n_real: 9}"]
+
+
+def test_quick_lays_its_section_over_the_file_as_overrides_would_and_names_the_run(write):
+    file = write(QUICK)
+    assert same(points_of(file, "quick=true"), points_of(write(BASE), *LAID, "name=experiment-quick"))
+    assert same(points_of(write(QUICK), "quick=true", "name=mine"), points_of(write(BASE), *LAID, "name=mine-quick"))
+    assert [p.experiment.name for p in points_of(write("name: own\n" + QUICK), "quick=true")] == ["own-quick"] * 2
+
+
+@pytest.mark.parametrize("overrides", [[], ["quick=false"], ["quick=true", "quick=false"], ["generations=9", "quick=false"]])
+def test_without_quick_the_file_is_as_if_it_had_no_such_section(write, overrides):
+    found = points_of(write(QUICK), *overrides)
+    assert same(found, points_of(write(BASE), *[text for text in overrides if "quick" not in text]))
+
+
+def test_other_overrides_win_over_the_quick_section_wherever_they_stand(write):
+    file = write(QUICK)
+    for overrides in itertools.permutations(["quick=true", "generations=8", "sweep.grid.mix.n_synthetic=[20, 30]"]):
+        found = points_of(file, *overrides)
+        assert {(p.experiment.generations, p.experiment.replicates) for p in found} == {(8, 3)}
+        assert [p.values["mix.n_synthetic"] for p in found] == [20, 20, 30, 30]
+
+
+QUICK_FAULTS = {
+    "name": ("generatoins: 2", "generatoins", "did you mean 'generations'"),
+    "value": ("generations: 0", "generations", "must be >= 1; got 0"),
+    "type": ("replicates: many", "replicates", "must be a whole number; got 'many'"),
+    "name below": ("mix.n_rael: 3", "mix.n_rael", "did you mean 'n_real'"),
+    "name above": ("mixx.n_real: 3", "mixx", "did you mean 'mix'"),
+    "through a number": ("mix.n_real.x: 3", None, "mix.n_real is 50, not a section, and holds no 'x'"),
+    "no path": ("mix..n_real: 3", None, "a key of this section is a path, key.path"),
+    "itself": ("quick.generations: 3", None, "quick is laid over the other sections; set generations itself"),
+    "a value of an axis": ("sweep.grid.algorithm.omega: [0, x]", "sweep.grid.algorithm.omega[1]", "a number", "got 'x'"),
+    "no value of an axis": ("sweep.grid.algorithm.omega: []", "sweep.grid.algorithm.omega", "one value at least"),
+    "what the sweep wins over": ("algorithm.omega: 1", "algorithm.omega", "is swept, and the sweep would win"),
+    "inside a section": ("mix: {kind: augment, n_rael: 3, n_real: 3}", "mix.n_rael", "did you mean 'n_real'"),
+}
+
+
+@pytest.mark.parametrize("case", QUICK_FAULTS.values(), ids=QUICK_FAULTS)
+def test_a_fault_of_the_quick_section_is_told_with_its_line_whether_it_is_in_use_or_not(write, case):
+    setting, path, *fragments = case
+    file = write(BASE + f"quick:\n  seed: 1\n  {setting}\n")
+    line = BASE.count("\n") + 3
+    written = f"quick.{setting.split(':')[0]}"
+    for overrides, where in (([], f"quick.{path}"), (["quick=true"], path)):
+        (found,) = complaints(file, *overrides)
+        assert found.startswith(f"{file}:{line}: {where if path else written}: "), found
+        assert all(fragment in found for fragment in fragments), found
+
+
+def test_a_value_of_the_file_that_the_quick_section_makes_wrong_is_told_at_its_own_line(write):
+    file = write(BASE + "quick:\n  sweep.grid.algorithm.omega: [1, 2]\n")
+    (found,) = complaints(file)
+    assert found == f"{file}:21: quick.madness.standard: the sweep of algorithm.omega must hold the standard value; got 0"
+
+
+def test_what_the_command_line_changes_is_not_checked_against_a_quick_section_that_is_not_in_use(write):
+    file, rule = write(edited(NO_MADNESS)[0] + "quick: {replicates: 1}\n"), NO_MADNESS[0].strip().replace(": ", "=", 1)
+    assert len(points_of(file, rule)) == 4
+    assert "replicates" in complaints(file, rule, "quick=true")[0]
+    unfinished = write(edited(NO_SWEEP, ("  n_real: 50\n", ""))[0] + "quick: {generations: 2}\n")
+    assert len(points_of(unfinished, "mix.n_real=50")) == 1
+    assert [line.split(": ")[1] for line in complaints(unfinished)] == ["mix.n_real"], "told once"
+
+
+@pytest.mark.parametrize("given", ["", " {}", " true", " [generations]"])
+def test_a_quick_section_that_is_none_is_told(write, given):
+    file = write(BASE + f"quick:{given}\n")
+    for overrides in ([], ["quick=true"]):
+        (found,) = complaints(file, *overrides)
+        line = BASE.count("\n") + 1
+        assert found.startswith(f"{file}:{line}: quick: must be a section of key.path: value, with one at least; got ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["quick=3"], "'quick=3': must be true or false; got 3"),
+        (["quick="], "'quick=': must be true or false; got nothing"),
+        (["quick"], "'quick': an override is key.path=value"),
+        (["quick.generations=3"], "quick is laid over the other sections; set generations itself"),
+        (["quik=true"], "quik: must be one of"),
+    ],
+)
+def test_quick_on_the_command_line_is_true_or_false(write, overrides, told):
+    (found,) = complaints(write(QUICK), *overrides)
+    assert found.startswith("command line: ")
+    assert told in found
+
+
+def test_quick_without_a_section_is_an_error_that_names_the_remedy(write):
+    (found,) = complaints(write(BASE), "quick=true")
+    assert found == (
+        "command line: 'quick=true': the file has no section quick; "
+        "add one, quick: {generations: 10, replicates: 2} for example, or set generations and replicates yourself"
+    )
+    assert len(points_of(write(BASE), "quick=false")) == 4
+
+
+@pytest.mark.parametrize("word", ["qiuck", "quik"])
+def test_a_misspelt_quick_section_is_told_with_its_line(write, word):
+    file = write(BASE + f"{word}: {{generations: 2}}\n")
+    (found,) = complaints(file)
+    assert found.startswith(f"{file}:{BASE.count(chr(10)) + 1}: {word}: ")
+    assert "did you mean 'quick'" in found
+
+
+def test_the_quick_section_cannot_be_swept(write):
+    (found,) = complaints(write(QUICK), "sweep.grid={quick.generations: [1, 2]}", "madness=null")
+    assert "quick belongs to the whole experiment and cannot be swept" in found
+
+
+def test_the_resolved_quick_experiment_holds_no_quick_section_and_reads_back(write):
+    source = read(write(QUICK), ["quick=true"])
+    points = load(source)
+    tree = resolved(source, points)
+    assert "quick" not in tree
+    assert tree["name"] == "experiment-quick"
+    assert same(points_of(write(yaml.safe_dump(tree))), points)
+
+
+def test_reading_leaves_the_two_readings_of_a_file_apart(write):
+    """What is laid over one of them, even inside an alias that both share, is not seen in the other."""
+    text = simple(mix="&shared {kind: augment, n_real: 50}") + "quick: {mix: *shared, mix.n_real: 8, generations: 2}\n"
+    file = write(text)
+    assert points_of(file)[0].experiment.mix.n_real == (50,)
+    assert points_of(file, "mix.bias=0.5")[0].experiment.mix.n_real == (50,)
+    assert points_of(file, "quick=true")[0].experiment.mix.n_real == (8,)
+
+
+@pytest.mark.parametrize("file", [f for f in EXPERIMENTS if "\nquick:" in f.read_text()], ids=lambda file: file.stem)
+def test_the_quick_run_of_an_experiment_is_the_smaller_one(file):
+    def work(points):
+        return sum(point.experiment.generations * point.experiment.replicates for point in points)
+
+    quick, whole = points_of(file, "quick=true"), points_of(file)
+    assert 2 * work(quick) <= work(whole)
+    assert set(quick[0].values) == set(whole[0].values), "the same axes, so that its figure can be drawn"
+    assert quick[0].experiment.name == f"{file.stem}-quick"
+
+
+@pytest.mark.parametrize("section", ["{generations: 2}", "{mix.n_real: 5, sweep.grid.mix.n_synthetic: [3], real: moons}"])
+def test_the_schema_accepts_a_quick_section(section):
+    assert list(SCHEMA.iter_errors(yaml.safe_load(BASE + f"quick: {section}\n"))) == []
+
+
+@pytest.mark.parametrize(
+    "section", ["{generations: 0}", "{chunk: many}", "{}", "", "true", "{mix..n_real: 3}", "{quick.seed: 1}", "{quick: {}}"]
+)
+def test_the_schema_rejects_a_quick_section_that_the_reader_rejects(write, section):
+    assert list(SCHEMA.iter_errors(yaml.safe_load(BASE + f"quick: {section}\n"))) != []
+    assert complaints(write(BASE + f"quick: {section}\n")) != []
+
+
 # Classes of one's own --------------------------------------------------------------------------------------------------
 
 MINE = """

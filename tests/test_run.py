@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from selfloop import fanout, report
@@ -363,6 +364,43 @@ def test_a_killed_parent_leaves_no_workers_behind(config):
     process.kill()
     assert_gone(family)
     process.communicate()
+
+
+# Quick -----------------------------------------------------------------------------------------------------------------
+
+QUICK = "quick: {generations: 2, replicates: 2, sweep.grid.mix.n_synthetic: [10]}\n"
+
+
+def test_a_quick_run_is_the_run_of_its_settings_in_a_folder_of_its_own(config):
+    config.write_text(BASE + QUICK)
+    done = invoke(config, "quick=true", "chunk=1", "--workers", 1)
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in Path("runs").iterdir()] == ["tiny-quick"]
+    assert "tiny-quick: mean over replicates" in done.stdout
+    assert done.stdout.strip().endswith("results: runs/tiny-quick/generations.parquet")
+    settings = yaml.safe_load(Path("runs/tiny-quick/config.yaml").read_text())
+    assert "quick" not in settings
+    assert (settings["name"], settings["generations"], settings["replicates"]) == ("tiny-quick", 2, 2)
+    written = ["generations=2", "replicates=2", "sweep.grid.mix.n_synthetic=[10]", "chunk=1"]
+    assert invoke(config, *written, "--workers", 1, "--out", "same").exit_code == 0
+    pd.testing.assert_frame_equal(load_generations(Path("runs/tiny-quick")), load_generations(Path("same")))
+
+
+def test_a_quick_run_and_the_whole_one_do_not_touch_each_other(config):
+    config.write_text(BASE + QUICK)
+    invoke(config, "--workers", 1)
+    before = Path("runs/tiny/generations.parquet").read_bytes()
+    assert invoke(config, "quick=true", "--workers", 1).exit_code == 0
+    assert "2 generations in all, 2 done before" in invoke(config, "quick=true", "--workers", 1).stdout
+    assert Path("runs/tiny/generations.parquet").read_bytes() == before
+    assert invoke(Path("runs/tiny-quick/config.yaml"), "--workers", 1).exit_code == 0, "what is resolved runs in its own folder"
+
+
+def test_quick_without_a_section_writes_nothing(config):
+    done = invoke(config, "quick=true")
+    assert done.exit_code == 2
+    assert "the file has no section quick; add one" in done.stderr
+    assert not Path("runs").exists()
 
 
 # Fan-out ---------------------------------------------------------------------------------------------------------------
