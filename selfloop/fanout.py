@@ -159,14 +159,21 @@ def _work(task: Task, point: Point, tell: Tell | None) -> FolderWork | None:
     return FolderWork(Path(task.folder, task.work[point.key]), tell=tell and partial(tell, point.key, task.chunk))
 
 
+@lru_cache(maxsize=8)
+def _start(file: str, tree: str, group: int, chunk: int, key: str) -> tuple[NamedStreams, Any, Data]:
+    """Streams, p_r and the real data of a loop: kept from round to round, for a model that pollutes them takes a fit."""
+    (experiment,) = (point.experiment for point in _loaded(file, tree)[group] if point.key == key)
+    streams = NamedStreams(experiment.seed, chunk, key if experiment.sweep.independent else "")
+    source = experiment.real.replicated(chunks(experiment)[chunk][1], streams(0, "source"))
+    return streams, source, experiment.mix.first(source, streams, experiment.statistics)
+
+
 def _advance_loop(
     task: Task, point: Point, outcome: Outcome, deadline: float, report: Report | None, work: FolderWork | None
 ) -> None:
     experiment, mix = point.experiment, point.experiment.mix
     offset, replicates = chunks(experiment)[task.chunk]
-    streams = NamedStreams(experiment.seed, task.chunk, point.key if experiment.sweep.independent else "")
-    source = experiment.real.replicated(replicates, streams(0, "source"))
-    real = mix.first(source, streams, experiment.statistics)
+    streams, source, real = _start(task.source.file, json.dumps(task.source.tree), task.group, task.chunk, point.key)
     algorithm = Shared(experiment.algorithm, real, outcome.first)
     history = [unpack(saved, experiment.algorithm) for saved in task.history.get(point.key, [])]
     saved = outcome.saved.setdefault(point.key, [])

@@ -152,15 +152,15 @@ def unstable(points: Sequence[Point], table: pd.DataFrame) -> list[str]:
         omega = rows["omega"].to_numpy()
         outside = (omega >= high) | (omega <= low) & (omega > 0)
         if outside.any():
-            first = (
-                rows.assign(edge=np.where(omega >= high, high, low))[outside].sort_values(["generation", "replicate"]).iloc[0]
-            )
+            edges = rows.assign(edge=np.where(omega >= high, high, low))[outside]
+            first = edges.sort_values(["generation", "replicate"]).iloc[0]
             at = "".join(f"{path.split('.')[-1]} = {value}, " for path, value in point.values.items())
+            count = f"{edges['replicate'].nunique()} of {rows['replicate'].nunique()} replicates"
+            side = "below" if first["log_bias"] < 0 else "above"
             lines.append(
-                f"warning: {at}{rows[outside]['replicate'].nunique()} of {rows['replicate'].nunique()} replicates left the stable "
-                f"range of omega, the first {first['replicate']:.0f} at generation {first['generation']:.0f}: omega = "
-                f"{first['omega']:.3g}, and at its eta = {first['eta']:.2g} stable {'below' if first['log_bias'] < 0 else 'above'} "
-                f"{first['edge']:.3g}; use omega near 1 / eta = {1 / first['eta']:.2g} (docs/theory.md)"
+                f"warning: {at}{count} left the stable range of omega, the first {first['replicate']:.0f} at generation "
+                f"{first['generation']:.0f}, where omega = {first['omega']:.3g} and, at its eta = {first['eta']:.2g}, stable "
+                f"is {side} {first['edge']:.3g}; use omega near 1 / eta = {1 / first['eta']:.2g} (docs/theory.md)"
             )
     return lines
 

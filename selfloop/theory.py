@@ -61,14 +61,17 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import solve_ivp  # type: ignore[import-untyped, unused-ignore]
 from scipy.optimize import brentq  # type: ignore[import-untyped, unused-ignore]
-from scipy.special import digamma, erf, gammaln, hyp2f1, polygamma  # type: ignore[import-untyped, unused-ignore]
+from scipy.special import digamma, erf, gammaln, hyp2f1, ndtr, polygamma  # type: ignore[import-untyped, unused-ignore]
 
 Array = NDArray[np.float64]
 Real = float | Array
 Sizes = int | Sequence[int]
 Times = int | Sequence[int] | NDArray[np.int64]
 Estimator = Literal["maximum_likelihood", "unbiased"]
+Extrapolate = Literal["shares", "odds"]
+TINY = 1e-300
 
 
 class MeanVariance(NamedTuple):
@@ -1006,7 +1009,8 @@ def stable_omega(eta: Real, log_bias: Real, fraction: Real) -> tuple[Real, Real]
     Beyond it each generation spreads (or b > 0: fails to be held) by more than real data pull back. It shrinks as eta or |b|
     grow, and both do when a replicate spreads: points far out lengthen the way through the sampler, and a larger bias is a
     clearer signal to tune on. So a loop above omega = 1 / eta can run away long before its measured eta leaves the range.
-    eta, b as measured by `selfloop.diffusion.guide.measured_eta`. Raises ValueError for a fraction outside [0, 1]. Derived here.
+    eta and b may be those that `selfloop.diffusion.guide.measured_eta` gives.
+    Raises ValueError for a fraction outside [0, 1]. Derived here.
     """
     f, b = _share(fraction), np.asarray(log_bias, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -1100,6 +1104,101 @@ def neon_covariance_gradient(n: int, d: int) -> float:
     """
     size = float(_sizes(n, 1, least=_dimension(d) + 5)[0])
     return size * (d + 2) * (2 * size - d - 3) / (2 * (size - d - 1) * (size - d - 2) * (size - d - 4))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Distribution control: guidance away from an auxiliary that was tuned on the base's samples with other shares of the classes
+#
+#     pi, sigma, tau   shares of the classes: of the base's samples, of what the auxiliary is tuned on, and wanted
+#     odds             p_r^(1+w) p_s^(-w) of classes that do not overlap has shares prop. to pi (pi / s)^w, s the auxiliary's.
+#                      A fraction eta of the way in log odds, s prop. to pi^(1-eta) sigma^eta, makes it pi (pi / sigma)^(w eta)
+#     shares           Where noise hides the class, D = (1+w) sum_c pi_c m_c - w sum_c s_c m_c, m_c the class means: that of
+#                      shares (1+w) pi - w s, and there the class is decided. s = pi + eta (sigma - pi) makes it
+#                      pi + w eta (pi - sigma)
+#
+# Samplers go through all levels of noise and follow `shares`: see `guided_class_flow`. To first order in sigma - pi both agree.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def control_shares(
+    pi: Sequence[float] | Array,
+    tau: Sequence[float] | Array,
+    omega: float,
+    eta: float = 1.0,
+    extrapolate: Extrapolate = "shares",
+) -> Array:
+    """sigma, the shares on which to tune the auxiliary so that guidance of strength omega turns shares pi into tau.
+
+        shares   sigma = pi + (pi - tau) / (omega eta)
+        odds     sigma prop. to pi (pi / tau)^(1 / (omega eta))
+
+    Raises ValueError for shares that are not positive or do not add to one, omega <= 0, eta outside (0, 1], and where tau is
+    out of reach: `shares` has tau_c <= (1 + omega eta) pi_c. Derived here.
+    """
+    p, t, w = _control(pi, tau, omega, eta, extrapolate)
+    if extrapolate == "odds":
+        logs = np.log(p) + (np.log(p) - np.log(t)) / w
+        sigma = np.exp(logs - logs.max())
+        return np.asarray(sigma / sigma.sum())
+    sigma = p + (p - t) / w
+    if sigma.min() < -1e-12:
+        least = (t / p - 1).max() / eta
+        raise ValueError(f"tau = {tau} is out of reach of omega = {omega}; omega must be at least {least:.3g}")
+    return np.maximum(sigma, 0.0)
+
+
+def controlled_shares(
+    pi: Sequence[float] | Array,
+    sigma: Sequence[float] | Array,
+    omega: float,
+    eta: float = 1.0,
+    extrapolate: Extrapolate = "shares",
+) -> Array:
+    """tau, the shares that guidance away from an auxiliary tuned on shares sigma gives: the inverse of `control_shares`.
+
+        shares   tau = pi + omega eta (pi - sigma)              odds     tau prop. to pi (pi / sigma)^(omega eta)
+
+    Raises ValueError as there, and where `shares` would make a share negative. Derived here.
+    """
+    p, s, w = _control(pi, sigma, omega, eta, extrapolate)
+    if extrapolate == "odds":
+        logs = np.log(p) + w * (np.log(p) - np.log(s))
+        tau = np.exp(logs - logs.max())
+        return np.asarray(tau / tau.sum())
+    tau = p + w * (p - s)
+    if tau.min() < -1e-12:
+        raise ValueError(f"omega = {omega} extrapolates the shares to {tau}, which are not all positive")
+    return np.maximum(tau, 0.0)
+
+
+def guided_class_flow(pi: Sequence[float] | Array, sigma: Sequence[float] | Array, omega: float) -> Array:
+    """Shares of two classes, each a point, after the guided probability-flow ODE; base and auxiliary have shares pi and sigma.
+
+    With y = x / noise level on the line through both points, t = half their distance / noise level, y(0) ~ N(0, 1),
+
+        dy/dt = (1 + w) tanh(t y + a / 2) - w tanh(t y + b / 2),     a = ln(pi_1 / pi_0),  b = ln(sigma_1 / sigma_0)
+
+    and y -> inf is class 1. On the trajectory between the classes t y -> u where the right side is 0; there is one such u: with
+    k = tanh((a - b) / 2), tanh(u + b / 2) = -2 (1 + w) k / (1 + (1 + 4 w (1 + w) k^2)^1/2). It is integrated back to t = 0, and
+    the share of class 1 is Phi(-y(0)). If (1 + w) pi - w sigma is 1/2 this is y = 0, and `controlled_shares` is exact. Else the
+    shares are nearer to 1/2: with pi_1 = .2, w = 3 a tau_1 of .3, .5, .7 becomes .307, .5, .638 (by `odds` .287, .402, .485).
+    Raises ValueError for other than two classes and as `controlled_shares`. Derived here.
+    """
+    p, s, w = _control(pi, sigma, omega, 1.0, "shares")
+    if len(p) != 2:
+        raise ValueError(f"the flow is known for two classes, got {len(p)}")
+    a, b = (math.log(q[1]) - math.log(max(q[0], TINY)) if q[1] > 0 else math.log(TINY) for q in (p, s))
+    k = math.tanh((a - b) / 2)
+    tanh_b = -2 * (1 + w) * k / (1 + math.sqrt(1 + 4 * w * (1 + w) * k**2))
+    end = math.atanh(w * tanh_b / (1 + w)) - a / 2
+
+    def slope(t: float, y: Array) -> Array:
+        return np.asarray((1 + w) * np.tanh(t * y + a / 2) - w * np.tanh(t * y + b / 2))
+
+    last = 100.0
+    found = solve_ivp(slope, (last, 0.0), [end / last], method="DOP853", rtol=1e-10, atol=1e-12)
+    share = float(ndtr(-found.y[0, -1]))
+    return np.array([1 - share, share])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1202,6 +1301,21 @@ def _law(name: str, values: Sequence[float] | Array) -> Array:
     if p.ndim != 1 or not (p >= 0).all() or not math.isclose(p.sum(), 1.0, abs_tol=1e-9):
         raise ValueError(f"{name} must be a vector >= 0 that adds to one, got {values}")
     return p
+
+
+def _control(
+    pi: Sequence[float] | Array, other: Sequence[float] | Array, omega: float, eta: float, extrapolate: Extrapolate
+) -> tuple[Array, Array, float]:
+    """Both shares, positive (the second may be 0 for `shares`), and omega eta."""
+    p, q = _law("pi", pi), _law("shares", other)
+    if extrapolate not in ("shares", "odds"):
+        raise ValueError(f"extrapolate must be 'shares' or 'odds', got {extrapolate!r}")
+    if len(p) != len(q):
+        raise ValueError(f"shares must be of the same classes, got {len(p)} and {len(q)}")
+    _positive(pi=p, omega=omega)
+    if extrapolate == "odds":
+        _positive(shares=q)
+    return p, q, omega * float(_moved(eta))
 
 
 def _accumulated(sizes: Array, estimator: Estimator) -> Array:

@@ -696,7 +696,9 @@ def test_the_schema_accepts_short_forms_and_classes_of_ones_own(edit):
 
 # Quick -----------------------------------------------------------------------------------------------------------------
 
-QUICK = f"{BASE}quick:\n  generations: 2\n  replicates: 3\n  sweep.grid.mix.n_synthetic: [7]\n  mix: {{kind: fresh, n_real: 9}}\n"
+QUICK = (
+    f"{BASE}quick:\n  generations: 2\n  replicates: 3\n  sweep.grid.mix.n_synthetic: [7]\n  mix: {{kind: fresh, n_real: 9}}\n"
+)
 LAID = ["generations=2", "replicates=3", "sweep.grid.mix.n_synthetic=[7]", "mix={kind: fresh, n_real: 9}"]
 
 

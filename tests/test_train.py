@@ -294,52 +294,40 @@ class Disk:
         self._reached("a report")
 
 
+STOPPING = {"stopping": EarlyStopping(held_out=0.3, every=4, patience=4), "rate": 0.05}
 SAVED = {
     "plain": {},
     "several marks": {"marks": [3, 20, 21, 60]},
     "cosine": {"decay": "cosine", "clip": 1.0},
-    "stopping": {"stopping": EarlyStopping(held_out=0.3, every=4, patience=3), "rate": 0.1},
+    "stopping": STOPPING,
     "averaged": {"average": 0.1, "marks": [20, 60]},
-    "averaged and stopping": {"average": 0.1, "stopping": EarlyStopping(held_out=0.3, every=4, patience=3), "rate": 0.1},
+    "averaged and stopping": {"average": 0.1, **STOPPING},
     "moments": {"moments": True, "marks": [20, 60]},
 }
 
 
-@pytest.mark.parametrize("due_every", [1, 3])
 @pytest.mark.parametrize("where", ["a report", "before a save", "after a save"])
 @pytest.mark.parametrize("setting", SAVED)
-def test_a_training_that_was_killed_anywhere_ends_with_the_bits_it_would_have_had(setting, where, due_every, blocks_of_seven):
-    """Killed at every block in turn, and then at every block of one training, which dies again and again."""
+def test_a_training_that_was_killed_anywhere_ends_with_the_bits_it_would_have_had(setting, where, blocks_of_seven):
+    """Killed once, early or late, with every second block saved; and with every block saved, at every second of them."""
     options = dict(SAVED[setting])
-    marks, moments = options.pop("marks", ()), None
+    marks, kept = options.pop("marks", ()), options.pop("moments", False)
     start, data, plan = ensemble(), cloud(), recipe(60, **options)
-    if "moments" in options:
-        plan = recipe(60)
-        moments = train(start, data, recipe(10), 1)[0].moments
-
-    def run(work=None):
-        return train(start, data, plan, 7, marks, moments, work)
-
-    expected, resumed = run(), 0
-    for number in range(1, 12):
-        disk = Disk(where, number, due_every)
-        died = False
-        while True:
+    moments = train(start, data, recipe(10), 1)[0].moments if kept else None
+    expected, deaths = train(start, data, plan, 7, marks, moments), []
+    for number, due_every, again in ((1, 2, 0), (3, 2, 0), (2, 1, 2)):
+        disk, found = Disk(where, number, due_every), None
+        while found is None:
             try:
-                found = run(disk)
-                break
+                found = train(start, data, plan, 7, marks, moments, disk)
             except Killed:
-                died = True
-                resumed += disk.kept is not None
-                disk.left = 2 if number == 2 else 0
-        assert len(found) == len(expected)
+                deaths.append(disk.kept is not None)
+                disk.left = again
         for one, two in zip(expected, found, strict=True):
             assert same(one, two)
             assert same(one.moments, two.moments, ...)
             np.testing.assert_array_equal(one.loss, two.loss)
-        if not died:
-            break
-    assert resumed > 1
+    assert sum(deaths) > 2
 
 
 # --- what is drawn
@@ -437,13 +425,13 @@ def test_the_exact_denoiser_of_a_gaussian_is_where_the_gradient_vanishes(predict
 
 @pytest.fixture
 def looks(monkeypatch):
-    """(training, parameters it looked at) of every look."""
+    """(training, its step, parameters it looked at) of every look."""
     seen = []
     look = training._Course._look
 
     def watched(self, rule):
         look(self, rule)
-        seen.append((self, {name: value.detach().clone() for name, value in self._now().items()}))
+        seen.append((self, self.step, {name: value.detach().clone() for name, value in self._now().items()}))
 
     monkeypatch.setattr(training._Course, "_look", watched)
     return seen
@@ -456,14 +444,14 @@ def held_out_loss(course, parameters):
 
 @pytest.mark.parametrize("average", [None, 0.05])
 def test_the_parameters_kept_are_those_of_the_least_loss_on_points_held_out(average, looks):
-    """12 points and a patience without end: the loss on the points held out falls and rises again."""
+    """6 points and a patience without end: the loss on the points held out falls and rises again."""
     rule = EarlyStopping(held_out=0.3, every=10, patience=1000)
-    plan = recipe(400, rate=0.03, stopping=rule, average=average)
-    (trained,) = train(mlp.initialised(3, (3, 16, 2), seeded(0), dtype=torch.float64), cloud(n=12), plan, 0)
+    plan = recipe(600, rate=0.03, stopping=rule, average=average)
+    (trained,) = train(mlp.initialised(3, (3, 32, 2), seeded(0), dtype=torch.float64), cloud(n=6), plan, 0)
     course = looks[0][0]
-    losses_seen = torch.stack([held_out_loss(course, parameters) for _, parameters in looks])
+    losses_seen = torch.stack([held_out_loss(course, parameters) for _, _, parameters in looks])
     assert torch.equal(held_out_loss(course, trained.parameters), losses_seen.min(dim=0).values)
-    assert (losses_seen.min(dim=0).values < 0.9 * losses_seen[-1]).all()
+    assert (losses_seen.min(dim=0).values < 0.95 * losses_seen[-1]).all()
 
 
 def test_no_point_held_out_is_trained_on_and_their_share_is_the_one_asked_for(looks, batches):
@@ -490,9 +478,8 @@ def test_every_member_stops_for_itself(other, looks):
     x[1] *= other
     start = ensemble(dtype=torch.float32)
     one, two = (train(start, points, plan, 0)[0] for points in (data, replace(data, x=x)))
-    ends = {id(course): course.step for course, _ in looks}
     assert same(one, two, [0, 2])
-    assert max(ends.values()) < 2000
+    assert max(step for _, step, _ in looks) < 2000
 
 
 def test_a_failure_after_a_member_has_stopped_is_none(monkeypatch):
@@ -520,11 +507,12 @@ def test_points_of_no_weight_are_neither_held_out_nor_trained_on(looks, batches)
     weights = torch.zeros((3, 40), dtype=torch.float64)
     weights[:, 5] = weights[:, 30] = 0.5
     data = cloud(weights=weights)
-    data.x[:, :5] = data.x[:, 6:30] = data.x[:, 31:] = math.nan
-    (trained,) = train(ensemble(), data, recipe(60, stopping=EarlyStopping(held_out=0.5, every=5, patience=100)), 0)
-    assert not trained.failed.any()
-    assert all(x.isfinite().all() for x, _ in batches)
-    assert looks[0][0].least.isfinite().all()
+    data.x[:, :5] = data.x[:, 6:30] = data.x[:, 31:] = 1e9
+    plan = recipe(60, stopping=EarlyStopping(held_out=0.5, every=5, patience=100))
+    (trained,) = train(ensemble(), data, plan, 0)
+    assert all((x[..., :2] * (4 * x[..., 2:]).exp()).abs().max() < 1e6 for x, _ in batches)
+    assert (looks[-1][0].least < 1e6).all()
+    assert same(trained, train(ensemble(), replace(data, x=data.x.clamp(max=50)), plan, 0)[0])
 
 
 def test_without_a_look_the_last_parameters_are_kept():

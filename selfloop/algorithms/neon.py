@@ -67,6 +67,11 @@ class NeonModel:
         """Shape (*batch, n, *event) of n points."""
         return self._offered("shape")(n)  # type: ignore[no-any-return]
 
+    @property
+    def failed(self) -> Any:
+        """The training step at which a member failed, 0 = never."""
+        return self.pair.failed
+
     def law(self) -> Gaussian | None:
         """Exact law of what the merged model draws, where it is Gaussian."""
         return self.merged.law()  # type: ignore[no-any-return]

@@ -273,11 +273,10 @@ class ScoreNetFit:
         else:
             mean = np.einsum("rn,rnd->rd", w, x)
             unit = np.sqrt(np.einsum("rn,rnd->r", w, (x - mean[:, None]) ** 2) / x.shape[2])
-        equal = bool((w == w[:1, :1]).all())
         where: Any = {"dtype": torch.float32, "device": self.device}
         return Points(
             torch.as_tensor(x, **where),
-            None if equal else torch.as_tensor(w, dtype=torch.float64, device=self.device),
+            torch.tensor(w, dtype=torch.float64, device=self.device),
             None if self.classes is None else torch.as_tensor(self._marks(data), **where),
             torch.as_tensor(unit, **where),
         )
@@ -301,8 +300,7 @@ class ScoreNetFit:
     def _model(self, trained: Trained, batch: tuple[int, ...], points: Points, before: ScoreNet | None = None) -> ScoreNet:
         shares = before.shares if before is not None else None
         if before is None and points.labels is not None:
-            weights = 1 / points.x.shape[1] if points.weights is None else points.weights[..., None]
-            shares = (points.labels * weights).sum(dim=1).double().cpu().numpy().reshape(*batch, -1)
+            shares = (points.labels * points.weights[..., None]).sum(dim=1).cpu().numpy().reshape(*batch, -1)
         failed = trained.failed.reshape(batch)
         return ScoreNet(
             as_arrays(trained.parameters),

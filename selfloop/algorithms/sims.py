@@ -66,6 +66,12 @@ class Pair:
         base, auxiliary = self.base.state(), self.auxiliary.state()
         return base.keys() == auxiliary.keys() and all(np.array_equal(base[name], auxiliary[name]) for name in base)
 
+    @property
+    def failed(self) -> Any:
+        """The training step at which the base's loss stopped being finite, or else the auxiliary's; 0 = neither."""
+        base, auxiliary = (np.asarray(getattr(model, "failed", 0)) for model in (self.base, self.auxiliary))
+        return np.where(base > 0, base, auxiliary)
+
     def state(self) -> dict[str, Array]:
         """Arrays of both, under the prefixes `base.` and `auxiliary.`."""
         parts = {"base": self.base.state(), "auxiliary": self.auxiliary.state()}
@@ -110,6 +116,11 @@ class SimsModel:
     def batch(self) -> tuple[int, ...]:
         """Shape of the batch axes."""
         return self.pair.base.batch  # type: ignore[no-any-return]
+
+    @property
+    def failed(self) -> Any:
+        """The training step at which a member failed, 0 = never."""
+        return np.broadcast_to(self.pair.failed, self.batch)
 
     def shape(self, n: int) -> tuple[int, ...]:
         """Shape (*batch, n, *event) of n points."""

@@ -75,22 +75,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Points:
-    """Training data of R members on a device: x (R, n, d), w (R, n) adding to one or None if equal, one-hot labels (R, n, K).
+    """Training data of R members on a device: x (R, n, d), w (R, n) adding to one in float64, one-hot labels (R, n, K).
 
     scale (R,): the standard deviation the network works in units of.
     """
 
     x: Tensor
-    weights: Tensor | None
+    weights: Tensor
     labels: Tensor | None
     scale: Tensor
 
     def rows(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Row numbers (steps, R, batch), drawn with the weights."""
-        if self.weights is None:
-            return torch.randint(self.x.shape[1], shape, generator=generator, device=self.x.device)
         u = torch.rand(shape, generator=generator, device=self.x.device, dtype=torch.float64).movedim(0, 1)
-        total = self.weights.double().cumsum(dim=1)
+        total = self.weights.cumsum(dim=1)
         found = torch.searchsorted(total, (u * total[:, -1, None, None]).flatten(1), right=True)
         return found.clamp(max=self.x.shape[1] - 1).reshape(u.shape).movedim(0, 1)
 
@@ -103,7 +101,7 @@ class Points:
 @dataclass(frozen=True)
 class Trained:
     """Parameters after some steps; Adam's moments with the number of steps they saw; failed (R,): the step at which a
-    member's loss stopped being finite, 0 = never; loss (R,): the mean over the last block, before early stopping looked."""
+    member's loss stopped being finite, 0 = never, or not before its best look; loss (R,): the mean over the last block."""
 
     parameters: Parameters
     moments: Parameters
@@ -147,6 +145,7 @@ def train(
     course = _Course(start, points, recipe, seed, moments)
     marks = list(marks) or [recipe.steps]
     done: list[Trained] = []
+    kept = False
     if work is not None and (saved := work.load()) is not None:
         done = course.resume(saved)
     for mark in marks[len(done) :]:
@@ -156,8 +155,9 @@ def train(
                 work.report(reached, marks[-1], loss=float(finite.mean()) if len(finite) else math.nan)
                 if work.due():
                     work.save(**course.saved(done))
+                    kept = True
         done.append(course.result())
-    if work is not None and work.due():
+    if work is not None and (kept or work.due()):  # what took long is kept whole, for a kill in what comes after it
         work.save(**course.saved(done))
     return done
 
@@ -257,16 +257,20 @@ class _Course:
     def _hold_out(self, n: int, rule: EarlyStopping) -> None:
         members = len(self.points.x)
         generator = self.generator(1)
-        held = min(max(round(rule.held_out * n), 1), n - 1)
-        order = torch.rand((members, n), generator=generator, device=self.device).argsort(dim=1)
-        weights = torch.full_like(self.points.x[..., 0], 1 / n) if self.points.weights is None else self.points.weights
-        self.training = Points(self.points.x, weights.scatter(1, order[:, :held], 0.0), self.points.labels, self.points.scale)
-        rows = order[:, :held].repeat(1, HELD_OUT_DRAWS)
+        weights = self.points.weights
+        positive = (weights > 0).sum(dim=1, keepdim=True)
+        share = (rule.held_out * positive).round().clamp(min=1).minimum(positive - 1)  # of the points that count
+        order = (torch.rand((members, n), generator=generator, device=self.device) + (weights == 0)).argsort(dim=1)
+        order = order[:, : max(round(rule.held_out * n), 1)]
+        held = weights.gather(1, order) * (torch.arange(order.shape[1], device=self.device) < share)
+        left = weights.scatter_add(1, order, -held)
+        self.training = Points(self.points.x, left, self.points.labels, self.points.scale)
+        rows = order.repeat(1, HELD_OUT_DRAWS)
         x, labels = self.points.taken(rows)
         u = torch.rand((*rows.shape, 1), generator=generator, device=self.device, dtype=x.dtype)
         z = torch.randn(x.shape, generator=generator, device=self.device, dtype=x.dtype)
         self.held_out = examples(x, labels, u, z, self.points.scale, self.recipe)
-        self.held_weights = weights.gather(1, rows)
+        self.held_weights = held.repeat(1, HELD_OUT_DRAWS)
         self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
         self.least = torch.full((members,), math.inf, device=self.device, dtype=torch.float64)
         self.looks_since = torch.zeros(members, device=self.device, dtype=torch.int64)
@@ -294,13 +298,14 @@ class _Course:
 
     def result(self) -> Trained:
         """What has been learned so far, in tensors of its own."""
-        found = self._now()
+        found, failed = self._now(), self.failed.copy()
         if self.recipe.stopping is not None:
-            seen = torch.isfinite(self.least)[:, None, None]
-            found = {name: torch.where(seen, self.best[name], value) for name, value in found.items()}
+            seen = torch.isfinite(self.least)
+            found = {name: torch.where(seen[:, None, None], self.best[name], value) for name, value in found.items()}
+            failed = np.where(seen.cpu().numpy(), 0, failed)
         moments = {name: value.detach().clone() for name, value in self._moments().items()}
         parameters = {name: value.detach().clone() for name, value in found.items()}
-        return Trained(parameters, moments, self.failed.copy(), self.loss.copy())
+        return Trained(parameters, moments, failed, self.loss.copy())
 
     def saved(self, done: Sequence[Trained]) -> dict[str, Any]:
         """Plain arrays from which `resume` goes on."""
