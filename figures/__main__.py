@@ -6,7 +6,20 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FIGURES = ["gaussian2d", "loop_zoo", "sampling_bias", "fresh_data", "omega_eta", "digits_gmm"]
+FIGURES = [
+    "gaussian2d",
+    "loop_zoo",
+    "sampling_bias",
+    "fresh_data",
+    "omega_eta",
+    "digits_gmm",
+    "fig3_2d",
+    "fig4_score_net",
+    "fig5_2d",
+    "sims_vs_neon",
+    "mode_loss",
+    "runaway",
+]
 
 
 def results_of(name: str) -> Path:

@@ -23,7 +23,7 @@ def kept(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(results: Path) -> Figure:
-    """W_2 against omega at three budgets of the auxiliary, and against the budget at three omega and for the auxiliary alone."""
+    """W_2 against omega at three budgets of the auxiliary; against the budget at three omega and for the auxiliary alone."""
     table = kept(read(results, [BUDGET, OMEGA], list(POWERS))).astype({"value": float})
     settings = configuration(results)
     mean = averages(table, POWERS)
@@ -44,8 +44,8 @@ def draw(results: Path) -> Figure:
     note(
         figure,
         f"Curves and bands: mean of {runs} replicates ± 1 standard error. Ticks at the foot of (a): ω = 1/η, η measured, "
-        f"± 1 standard error.\nBudget: samples seen in tuning the auxiliary; the base's fit saw {thousand(fit)} thousand. In (b) "
-        "0 stands at the left edge of a logarithmic axis.",
+        f"± 1 standard error.\nBudget: samples seen in tuning the auxiliary; the base's fit saw {thousand(fit)} thousand. "
+        "In (b) 0 stands at the left edge of a logarithmic axis.",
     )
     return figure
 

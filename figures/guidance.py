@@ -2,16 +2,23 @@
 
 eta, how far the auxiliary went from the base toward the base's own samples, is measured in every replicate and is the same
 for all omega: the auxiliary is tuned before it is used. The prediction is 1 / mean(eta), with error(eta) / mean(eta)^2.
+
+The closed form of what a sampler of bias b and a guidance omega make of a law N(0, V S) fitted to data of N(0, S), n infinite:
+
+    V <- V exp(b (1 - omega eta)),      W_2 = |V^(1/2) - 1| tr(S)^(1/2)
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from figures.averages import swept
 from figures.style import band
+from selfloop.measure import Array
+from selfloop.theory import Real
 
 OMEGA, BUDGET = "algorithm.omega", "algorithm.budget"
 POWERS = {"w2_moments": 1, "eta": 1}
@@ -21,6 +28,12 @@ DISTANCE = r"$W_2$ of the moments  (units of the points)"
 def thousand(budget: float) -> str:
     """A budget in million samples seen, as thousands."""
     return f"{round(1000 * budget, 1):g}"
+
+
+def closed_form(settings: Mapping[str, Any], fitted: Real, eta: Real, log_bias: Real, omega: Real) -> Array:
+    """W_2 of what is sampled: the formulas of this module, V = fitted and S the covariance of the run's real data."""
+    sampled = np.asarray(fitted * np.exp(log_bias * (1 - omega * eta)))
+    return np.asarray(np.abs(np.sqrt(sampled) - 1) * np.sqrt(np.trace(settings["real"]["cov"])))
 
 
 def predicted(mean: pd.DataFrame, values: Mapping[str, Any]) -> tuple[float, float]:

@@ -2,9 +2,9 @@
 
 figures/data/NAME/ then holds config.yaml and environment.json as they were, and a generations.parquet in small form:
 
-    gaussian2d, omega_eta, digits_gmm       the metrics that are drawn, every replicate, value as float32
     loop_zoo, sampling_bias, fresh_data     averaged over thousands of replicates: metric, power, replicates, mean and error of
                                             metric^power in place of replicate and value (see figures.averages), as float64
+    all others                              the metrics that are drawn, every replicate, value as float32
 
 Which it is, the function `kept` of the figure's module says; the figure draws from kept(table), and kept(kept(table)) is
 kept(table), so nothing a figure needs can be missing. The file is compressed by zstd at level 19 with the bytes of each number

@@ -1,6 +1,7 @@
 """SIMS and Neon with the same base and auxiliary, from the results of experiments/sims_vs_neon.yaml."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +14,10 @@ from figures.style import COLOURS, MARKERS, WIDTH, band, decades, note, referenc
 from selfloop.results import RunError
 
 KIND = "algorithm.kind"
-KINDS = {"sims": ("SIMS: scores, two networks", "-"), "neon": ("Neon: parameters, one network", (0, (3, 1.5)))}
+KINDS: dict[str, tuple[str, Any]] = {
+    "sims": ("SIMS: scores, two networks", "-"),
+    "neon": ("Neon: parameters, one network", (0, (3, 1.5))),
+}
 SHADES = [COLOURS[0], COLOURS[2], COLOURS[1]]
 
 
@@ -45,7 +49,8 @@ def draw(results: Path) -> Figure:
     note(
         figure,
         f"Curves and bands: mean of {runs} replicates ± 1 standard error; both share base and auxiliary in each replicate, and "
-        "the error in (b)\ntakes them in pairs. Ticks at the foot of (a): ω = 1/η, η measured, ± 1 standard error. Budget: samples seen in tuning.",
+        "the error in (b)\ntakes them in pairs. Ticks at the foot of (a): ω = 1/η, η measured, ± 1 standard error. "
+        "Budget: samples seen in tuning.",
     )
     return figure
 
@@ -61,7 +66,7 @@ def _finish(left: Axes, right: Axes, mean: pd.DataFrame) -> None:
     decades(left)
     left.set_ylim(0.6 * mean.loc[mean["metric"] == "w2_moments", "mean"].min(), None)
     left.set(xlabel=r"guidance $\omega$", ylabel=DISTANCE)
-    left.set_title("(a) Both reach the same distance")
+    left.set_title("(a) Nearly one curve for both")
     left.legend(
         handles=[Line2D([], [], color="0.3", linestyle=dash, label=name) for name, dash in KINDS.values()], loc="upper left"
     )

@@ -31,7 +31,8 @@ def ensemble(members=3, sizes=(3, 8, 8, 2), seed=0, dtype=torch.float64):
     """Networks with all parameters random, the last layer and the biases too."""
     zero = mlp.initialised(members, sizes, seeded(seed), dtype=dtype)
     return {
-        name: 0.4 * torch.randn(value.shape, generator=seeded(seed + i), dtype=dtype) for i, (name, value) in enumerate(zero.items())
+        name: 0.4 * torch.randn(value.shape, generator=seeded(seed + i), dtype=dtype)
+        for i, (name, value) in enumerate(zero.items())
     }
 
 
@@ -208,7 +209,9 @@ def test_parameters_that_are_not_finite_stay_with_their_member():
 def test_the_weights_of_one_member_do_not_change_the_others():
     data, weights = cloud(dtype=torch.float32), torch.full((3, 40), 1 / 40, dtype=torch.float64)
     weights[0, :20], weights[0, 20:] = 1 / 20, 0
-    one, two = (train(ensemble(dtype=torch.float32), points, recipe(), 0)[0] for points in (data, replace(data, weights=weights)))
+    one, two = (
+        train(ensemble(dtype=torch.float32), points, recipe(), 0)[0] for points in (data, replace(data, weights=weights))
+    )
     assert same(one, two, [1, 2])
     assert not same(one, two, [0])
 
@@ -247,8 +250,8 @@ def test_the_parameters_a_training_starts_from_are_left_alone():
 
 def test_moments_that_are_kept_make_two_trainings_one(monkeypatch):
     """Adam goes on as if it had not been interrupted: 30 steps and 30 more are 60 on the same batches, its clock included."""
-    start, data = ensemble(), cloud()
-    x, target = (torch.randn((64, 3, 8, k), generator=seeded(k), dtype=torch.float64) for k in (3, 2))
+    start, data = ensemble(dtype=torch.float32), cloud(dtype=torch.float32)
+    x, target = (torch.randn((64, 3, 8, k), generator=seeded(k)) for k in (3, 2))
     monkeypatch.setattr(training._Course, "_drawn", lambda self, block: (x, target))
     (whole,) = train(start, data, recipe(60), 0)
     (first,) = train(start, data, recipe(30), 0)
@@ -354,7 +357,7 @@ def test_a_batch_takes_every_stratum_of_noise_levels_once(batches):
 
 
 def test_the_mean_level_of_a_batch_has_the_variance_of_strata(batches):
-    """(1/B^2) sum_i Var(ln s | stratum i), by quadrature, against 3 x 1000 batches of 8: 4 standard errors; iid is far above."""
+    """(1/B^2) sum_i Var(ln s | stratum i), by quadrature, against 3 x 1000 batches of 8; iid levels are far above."""
     train(ensemble(sizes=(3, 2, 2)), cloud(), recipe(1000), 0)
     means = torch.stack([4 * x[..., 2] for x, _ in batches]).mean(dim=-1).flatten().numpy()
 
@@ -397,9 +400,9 @@ def exact_answer(x, s, prediction, mean, cov):
 @pytest.mark.parametrize("kind", ["lognormal", "logistic", "cosine"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_exact_denoiser_of_a_gaussian_is_where_the_gradient_vanishes(prediction, kind):
-    """E[(F* - target) f(input)] = 0 for f = 1, the inputs and their products; data of scale 3. A denoiser 3 % off is told apart.
+    """E[(F* - target) f(input)] = 0 for f = 1, the inputs and their products, for data of scale 3.
 
-    150,000 draws, 4 standard errors."""
+    150,000 draws, 4 standard errors. A denoiser 3 % off is told apart."""
     scale, n = 3.0, 150_000
     mean, cov = torch.tensor([1.0, -0.4], dtype=torch.float64), torch.tensor([[1.2, 0.5], [0.5, 0.8]], dtype=torch.float64)
     x, z = (torch.randn((1, n, 2), generator=seeded(k), dtype=torch.float64) for k in (0, 1))
