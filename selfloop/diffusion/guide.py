@@ -90,7 +90,7 @@ def measured_eta(base: Any, auxiliary: Any, n: int, rng: Generator, steps: int =
     with np.errstate(divide="ignore", invalid="ignore"):
         fitted = log_volume(base, fine)
         bias = log_volume(base, own) - fitted
-        return (log_volume(auxiliary, fine) - fitted) / bias, bias
+        return (log_volume(auxiliary, fine) - fitted) / bias + 0.0, bias
 
 
 def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:
