@@ -13,6 +13,7 @@ def check(experiment: Experiment) -> list[Fault]:
     """Parts that do not fit one another, found before anything runs."""
     return [
         *_check_nesting(experiment.algorithm, ("algorithm",)),
+        *_check_real(experiment),
         *_check_trackers(experiment),
         *(_check_statistics(experiment) if experiment.statistics else ()),
         *_check_mix(experiment),
@@ -34,6 +35,17 @@ def _check_nesting(algorithm: Any, path: Path_) -> Iterator[Fault]:
         text = f"{kind_of(algorithm)} needs {GIVES[name]}, and {kind_of(inner)} gives none; use another kind"
         yield Fault((*path, "algorithm"), text)
     yield from _check_nesting(inner, (*path, "algorithm"))
+
+
+def _check_real(experiment: Experiment) -> Iterator[Fault]:
+    """What algorithms, inner ones too, need of the real data."""
+    thing: Any = experiment.algorithm
+    path: Path_ = ("algorithm",)
+    while thing is not None:
+        for need in sorted(getattr(thing, "needs_real", frozenset()) - getattr(experiment.real, "gives", frozenset())):
+            text = f"needs real data with {GIVES[need]}, and {kind_of(experiment.real)} has none; use another source"
+            yield Fault(path, text)
+        thing, path = getattr(thing, "algorithm", None), (*path, "algorithm")
 
 
 def _check_trackers(experiment: Experiment) -> Iterator[Fault]:

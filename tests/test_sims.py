@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from selfloop import report, theory
 from selfloop.algorithms.choose import Choose
@@ -19,7 +20,7 @@ from selfloop.diffusion.sample import Sampler
 from selfloop.loop import self_consume
 from selfloop.measure import Measure, concatenate
 from selfloop.mix import Mix
-from selfloop.reading import Source
+from selfloop.reading import ConfigError, Source
 from selfloop.streams import NamedStreams
 
 STEPS = Sampler(kind="ancestral", steps=20, sigma_max=20.0, sigma_min=0.01)
@@ -246,3 +247,25 @@ def test_a_run_that_leaves_the_stable_range_is_told_so():
     assert line.startswith("warning: omega = 4, ")
     assert f"stable is below {high:.3g}" in line
     assert report.unstable(points, table[table["algorithm.omega"] == 0]) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": 2}, "needs real data with class labels, and gaussian has none"),
+        ({"batch": 2000}, "budget: is counted in million samples seen: 0, or at least one batch, 0.002"),
+        ({"device": "cuda"}, "torch finds none; set device: cpu"),
+    ],
+)
+def test_what_a_network_would_find_out_late_is_found_when_the_file_is_read(options, message):
+    if options.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    inner = {"kind": "score_net", "budget": 0.01, **options}
+    tree = {
+        "real": {"kind": "gaussian", "mean": [0.0], "cov": [[1.0]]},
+        "mix": {"n_real": 100},
+        "algorithm": {"kind": "sims", "algorithm": inner, "n_synthetic": 100, "budget": 0.0005},
+        "track": {"w2_moments": None},
+    }
+    with pytest.raises(ConfigError, match=message):
+        load(Source("x", tree, {}))

@@ -195,6 +195,11 @@ class ScoreNetFit:
         """A denoiser; class labels where it has classes."""
         return frozenset({"denoise"}) | (frozenset({"labels"}) if self.classes is not None else frozenset())
 
+    @property
+    def needs_real(self) -> frozenset[str]:
+        """Labels in the data, where there are classes."""
+        return frozenset({"labels"}) if self.classes is not None else frozenset()
+
     def least_points(self, d: int) -> int:
         """Two, and one to hold out."""
         return 2 if self.early_stopping is None else 3

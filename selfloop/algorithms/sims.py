@@ -88,7 +88,9 @@ class Pair:
 
 
 def check_budget(algorithm: Tunable, budget: float) -> None:
-    """Raise ValueError if a budget is more than the algorithm can use: above 1 for closed forms."""
+    """Raise ValueError if a budget is none the algorithm can use: above 1 for closed forms, part of a step for networks."""
+    if hasattr(algorithm, "steps"):
+        algorithm.steps(budget)
     largest = getattr(algorithm, "largest_budget", None)
     if largest is not None and budget > largest:
         raise ValueError(
