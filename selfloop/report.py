@@ -173,7 +173,7 @@ def _table(title: str, points: Sequence[Point], columns: Sequence[str]) -> Any:
     for path in points[0].values:
         out.add_column(path.split(".")[-1], justify="right", overflow="fold")
     for name in columns:
-        out.add_column(name, justify="left", no_wrap=name != "metric")
+        out.add_column(name, justify="left", no_wrap=True)
     return out
 
 

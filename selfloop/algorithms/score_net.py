@@ -96,20 +96,20 @@ class ScoreNet:
         """D(x; sigma) at x (*batch, n, d), array to array, tensor to tensor; labels (n,) or (*batch, n)."""
         if not isinstance(x, Tensor):
             return self.denoise(self.lift(x), sigma, labels).cpu().numpy().astype(float)
-        clean = x.reshape(-1, *x.shape[-2:]) / self._scale
+        clean = x.to(self._scale).reshape(-1, *x.shape[-2:]) / self._scale
         s = (sigma / self._scale).expand(-1, clean.shape[1], 1)
         skip, out, c_in = coefficients(self.prediction, s)
         given = inputs(clean, s, self._one_hot(labels, clean.shape[1]), c_in)
         size = max(1, ROWS // len(given))
         answer = torch.cat([mlp.forward(self.tensors, piece) for piece in torch.split(given, size, dim=1)], dim=1)
-        return (self._scale * (skip * clean + out * answer)).reshape(x.shape)
+        return (self._scale * (skip * clean + out * answer)).reshape(x.shape).to(x)
 
     def _one_hot(self, labels: Any, n: int) -> Tensor | None:
         if self.shares is None:
             return None
         classes = self.shares.shape[-1]
         shape = (*self.batch, n)
-        marks = np.zeros((*shape, classes)) if labels is None else np.eye(classes)[np.broadcast_to(labels, shape)]
+        marks = np.zeros((*shape, classes)) if labels is None else one_hot(np.broadcast_to(labels, shape), classes)
         return self.lift(marks.reshape(-1, n, classes))
 
     def draw_labels(self, n: int, rng: Generator) -> Ints | None:
@@ -140,6 +140,14 @@ def on_device(arrays: Mapping[str, NDArray[Any]], device: str) -> mlp.Parameters
 def as_arrays(tensors: mlp.Parameters) -> dict[str, NDArray[Any]]:
     """Tensors as arrays."""
     return {name: value.cpu().numpy() for name, value in tensors.items()}
+
+
+def one_hot(labels: Ints, classes: int) -> NDArray[Any]:
+    """Labels (..) as rows (.., classes) of 0 and 1. Raises ValueError for a label that no class has."""
+    odd = labels[(labels < 0) | (labels >= classes)]
+    if odd.size:
+        raise ValueError(f"labels must lie in 0 .. classes - 1 = {classes - 1}, got {odd[0]}")
+    return np.eye(classes)[labels]
 
 
 STEPS = Sampler(kind="heun", steps=32, sigma_max=20.0, sigma_min=0.01)
@@ -188,6 +196,11 @@ class ScoreNetFit:
             raise ValueError("sampler exact needs a law in closed form; set kind to heun, dpm, euler or ancestral")
         if self.label_dropout > 0 and self.classes is None:
             raise ValueError("label_dropout needs labels to drop; set classes, or label_dropout: 0")
+        if self.optimiser == "kept" and self.early_stopping is not None:
+            raise ValueError(
+                "the moments of the best look, another step for every member, are not kept; set optimiser: fresh, or remove "
+                "early_stopping"
+            )
         self.steps(self.budget)
 
     @property
@@ -206,11 +219,10 @@ class ScoreNetFit:
 
     def steps(self, budget: float) -> int:
         """Steps in a budget of so many million samples seen. Raises ValueError if it is negative or less than one batch."""
-        steps = round(budget * MILLION / self.batch)
-        if budget < 0 or (budget > 0 and steps == 0):
-            least = self.batch / MILLION
+        least = self.batch / MILLION
+        if budget < 0 or 0 < budget < least:
             raise ValueError(f"budget is counted in million samples seen: 0, or at least one batch, {least:g}; got {budget:g}")
-        return steps
+        return round(budget / least)
 
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> ScoreNet:
         """Networks with new weights, trained on `data` for the budget; one replicate of the data a member."""
@@ -276,8 +288,9 @@ class ScoreNetFit:
         elif self.sigma_data is not None:
             unit = np.full(len(x), self.sigma_data)
         else:
-            mean = np.einsum("rn,rnd->rd", w, x)
-            unit = np.sqrt(np.einsum("rn,rnd->r", w, (x - mean[:, None]) ** 2) / x.shape[2])
+            with np.errstate(all="ignore"):
+                mean = np.einsum("rn,rnd->rd", w, x)
+                unit = np.sqrt(np.einsum("rn,rnd->r", w, (x - mean[:, None]) ** 2) / x.shape[2])
         where: Any = {"dtype": torch.float32, "device": self.device}
         return Points(
             torch.as_tensor(x, **where),
@@ -291,16 +304,14 @@ class ScoreNetFit:
         if data.labels is None:
             raise ValueError(f"classes: {self.classes} needs data with class labels and this has none; remove classes")
         labels = np.broadcast_to(data.labels, (*data.batch, data.n)).reshape(-1, data.n)
-        if labels.min() < 0 or labels.max() >= (self.classes or 0):
-            raise ValueError(f"labels must lie in 0 .. classes - 1 = {(self.classes or 0) - 1}, got up to {labels.max()}")
-        marks = np.eye(self.classes or 0)[labels]
+        marks = one_hot(labels, self.classes or 0)
         empty = np.argwhere((marks * data.weights.reshape(-1, data.n)[..., None]).sum(axis=1) == 0)
         if len(empty):
             raise ValueError(
                 f"class {empty[0, 1]} has no point in replicate {empty[0, 0]}, and every class needs one; "
                 "use more points, or fewer classes"
             )
-        return np.asarray(marks)
+        return marks
 
     def _model(self, trained: Trained, batch: tuple[int, ...], points: Points, before: ScoreNet | None = None) -> ScoreNet:
         shares = before.shares if before is not None else None

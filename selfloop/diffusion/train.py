@@ -29,6 +29,8 @@ from selfloop.protocols import Work
 
 NUMBERS = 2**22
 """Random numbers drawn at once, about."""
+CACHED = 2**19
+"""Activations of a layer that are held at once on a CPU: members go through a step in groups whose arrays stay in the cache."""
 HELD_OUT_DRAWS = 8
 """Noise levels at which every held-out point is looked at, the same ones each time."""
 
@@ -87,10 +89,16 @@ class Points:
 
     def rows(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Row numbers (steps, R, batch), drawn with the weights."""
-        u = torch.rand(shape, generator=generator, device=self.x.device, dtype=torch.float64).movedim(0, 1)
-        total = self.weights.cumsum(dim=1)
-        found = torch.searchsorted(total, (u * total[:, -1, None, None]).flatten(1), right=True)
-        return found.clamp(max=self.x.shape[1] - 1).reshape(u.shape).movedim(0, 1)
+        last = self.x.shape[1] - 1
+        u = torch.rand(shape, generator=generator, device=self.x.device, dtype=torch.float64)
+        rows = (u * (last + 1)).long().clamp(max=last)
+        weighted = (self.weights != self.weights[:, :1]).any(dim=1)
+        if weighted.any():
+            total = self.weights[weighted].cumsum(dim=1)
+            wanted = u[:, weighted].movedim(0, 1) * total[:, -1, None, None]
+            found = torch.searchsorted(total, wanted.flatten(1), right=True).clamp(max=last)
+            rows[:, weighted] = found.reshape(wanted.shape).movedim(0, 1)
+        return rows
 
     def taken(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Points (steps, R, batch, d) and labels (steps, R, batch, K) of row numbers."""
@@ -178,8 +186,15 @@ class _Course:
     def __post_init__(self) -> None:
         members, n, d = self.points.x.shape
         self.device = self.points.x.device
-        self.parameters = {name: value.detach().clone().requires_grad_() for name, value in self.start.items()}
-        self.optimiser = torch.optim.Adam(self.parameters.values(), lr=self.recipe.rate, fused=True)
+        self.parameters = {name: value.detach().clone() for name, value in self.start.items()}
+        width = max(value.shape[2] for value in self.parameters.values())
+        size = members if self.device.type != "cpu" else max(1, CACHED // (self.recipe.batch * width))
+        self.groups = [slice(start, start + size) for start in range(0, members, size)]
+        self.leaves = [
+            {name: value[group].detach().requires_grad_() for name, value in self.parameters.items()} for group in self.groups
+        ]  # views: what the optimiser does to them is done to the parameters
+        leaves = [leaf for part in self.leaves for leaf in part.values()]
+        self.optimiser = torch.optim.Adam(leaves, lr=self.recipe.rate, fused=True)
         self._set_moments(self.moments)
         self.block = max(1, min(64, NUMBERS // (members * self.recipe.batch * (d + 2))))
         self.loss, self.failed = np.full(members, np.nan), np.zeros(members, dtype=np.int64)
@@ -189,17 +204,23 @@ class _Course:
             self._hold_out(n, self.recipe.stopping)
 
     def _set_moments(self, moments: Parameters | None) -> None:
-        for name, parameter in self.parameters.items():
-            if moments is not None:
-                state = {key: moments[f"{key}.{name}"].clone() for key in ("exp_avg", "exp_avg_sq")}
-                self.optimiser.state[parameter] = {"step": moments["step"].clone(), **state}  # Adam counts in place
+        if moments is None:
+            return
+        for group, part in zip(self.groups, self.leaves, strict=True):
+            for name, leaf in part.items():
+                state = {key: moments[f"{key}.{name}"][group].clone() for key in ("exp_avg", "exp_avg_sq")}
+                self.optimiser.state[leaf] = {"step": moments["step"].clone(), **state}  # Adam counts in place
 
     def _moments(self) -> Parameters:
-        states = {name: self.optimiser.state[parameter] for name, parameter in self.parameters.items()}
-        if not all(states.values()):
+        states = [{name: self.optimiser.state[leaf] for name, leaf in part.items()} for part in self.leaves]
+        if not all(state for part in states for state in part.values()):
             return {}
-        kept = {f"{key}.{name}": state[key] for name, state in states.items() for key in ("exp_avg", "exp_avg_sq")}
-        return {"step": next(iter(states.values()))["step"], **kept}
+        kept = {
+            f"{key}.{name}": torch.cat([part[name][key] for part in states])
+            for name in self.parameters
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+        return {"step": next(iter(states[0].values()))["step"], **kept}
 
     def generator(self, *name: int) -> torch.Generator:
         """The stream of a block of steps, or of another use."""
@@ -229,20 +250,21 @@ class _Course:
         return examples(x, labels, u.to(x.dtype)[..., None], z, self.points.scale, recipe)
 
     def _advance(self, x: Tensor, target: Tensor, first: int, stop: int) -> None:
-        parameters = list(self.parameters.values())
         history = []
         for step in range(self.step, stop):
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.recipe.rate_at(step)
+            for options in self.optimiser.param_groups:
+                options["lr"] = self.recipe.rate_at(step)
             self.optimiser.zero_grad()
-            loss = losses(self.parameters, x[step - first], target[step - first])
-            loss.sum().backward()  # type: ignore[no-untyped-call]
-            if self.recipe.clip is not None:
-                clip_members(parameters, self.recipe.clip)
+            loss = []
+            for group, part in zip(self.groups, self.leaves, strict=True):
+                loss.append(losses(part, x[step - first, group], target[step - first, group]))
+                loss[-1].sum().backward()  # type: ignore[no-untyped-call]
+                if self.recipe.clip is not None:
+                    clip_members(list(part.values()), self.recipe.clip)
             self.optimiser.step()
             if self.average is not None:
                 self.average.update(self.parameters)
-            history.append(loss.detach())
+            history.append(torch.cat(loss).detach())
             self.step = step + 1
             if self.recipe.stopping is not None and self.step % self.recipe.stopping.every == 0:
                 self._look(self.recipe.stopping)
