@@ -73,4 +73,4 @@ def _finish(left: Axes, right: Axes, mean: pd.DataFrame) -> None:
     reference(right, 1.0)
     right.set(xlabel=r"guidance $\omega$", ylabel=r"$E[W_2]$ of Neon / $E[W_2]$ of SIMS")
     right.set_title(r"(b) At the same $\omega$ Neon moves a little less")
-    right.legend(title="budget (thousand samples)", loc="lower left", alignment="left")
+    right.legend(title="thousand samples", loc="lower left", alignment="left")

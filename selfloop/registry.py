@@ -22,6 +22,7 @@ KINDS: dict[str, dict[str, str]] = {
         "score_net": "selfloop.algorithms.score_net:ScoreNetFit",
         "sims": "selfloop.algorithms.sims:Sims",
         "neon": "selfloop.algorithms.neon:Neon",
+        "control": "selfloop.algorithms.control:Control",
     },
     "sources": {
         "gaussian": "selfloop.data:GaussianSource",

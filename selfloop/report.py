@@ -171,7 +171,7 @@ def _table(title: str, points: Sequence[Point], columns: Sequence[str]) -> Any:
 
     out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for path in points[0].values:
-        out.add_column(path.split(".")[-1], justify="right", overflow="fold")
+        out.add_column(path.split(".")[-1], justify="right", overflow="ellipsis")
     for name in columns:
         out.add_column(name, justify="left", no_wrap=True)
     return out

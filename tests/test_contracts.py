@@ -54,6 +54,10 @@ def linear_score(**options):
     return make("algorithms", "linear_score", draws=4, sampler=STEPS, **options)
 
 
+def score_net(**options):
+    return make("algorithms", "score_net", width=8, layers=1, batch=16, budget=0.0008, sampler=STEPS, **options)
+
+
 ALGORITHMS = {
     "gaussian": [(gaussian(), "gaussian"), (gaussian(sampler=STEPS, estimator="unbiased", shrinkage="oas"), "gaussian")],
     "mixture": [(make("algorithms", "mixture", components=2, sampler=s), "mixture") for s in (Sampler(), STEPS)],
@@ -62,6 +66,7 @@ ALGORITHMS = {
         (linear_score(features=0), "gaussian"),
         *((linear_score(features=16, basis=basis), "mixture") for basis in ("rbf", "fourier")),
     ],
+    "score_net": [(score_net(), "gaussian"), (score_net(optimiser="kept", average=0.1), "mixture")],
     "categorical": [(make("algorithms", "categorical"), "categorical")],
     "regression": [(make("algorithms", "regression", noise=0.5, design=d), "regression") for d in ("fixed", "fresh")],
     "sims": [
@@ -84,7 +89,8 @@ ALGORITHMS = {
     + [
         (make("algorithms", "sims", algorithm=linear_score(features=m), n_synthetic=50, budget=2.0, omega=0.5), source)
         for m, source in ((0, "gaussian"), (16, "mixture"))
-    ],
+    ]
+    + [(make("algorithms", "sims", algorithm=score_net(), n_synthetic=50, budget=0.0008, omega=0.5), "mixture")],
     "neon": [
         (make("algorithms", "neon", algorithm=gaussian(), n_synthetic=50, budget=0.5, omega=1.5), "gaussian"),
         (
@@ -98,6 +104,23 @@ ALGORITHMS = {
             ),
             "mixture",
         ),
+        (make("algorithms", "neon", algorithm=score_net(), n_synthetic=50, budget=0.0008, omega=0.5), "mixture"),
+    ],
+    "control": [
+        (
+            make(
+                "algorithms",
+                "control",
+                algorithm=make("algorithms", "mixture", components=2, sampler=STEPS),
+                n_synthetic=50,
+                budget=0.5,
+                target=(0.6, 0.4),
+                omega=2.0,
+                extrapolate="odds",
+                clusters=2,
+            ),
+            "mixture",
+        )
     ],
 }
 CASES = [
@@ -281,13 +304,17 @@ TRACKERS = {
     "w2_empirical": ("gaussian", {"w2_empirical", "w2_floor"}),
     "frechet": ("gaussian", {"frechet", "frechet_floor"}),
     "sampler_w2": ("gaussian", {"sampler_w2"}),
+    "guidance": ("gaussian", {"omega", "eta", "omega_predicted", "log_bias"}),
     "mean_norm": ("gaussian", {"mean_norm"}),
     "variance": ("gaussian", {"variance", "log_variance"}),
     "log_det": ("gaussian", {"log_det"}),
     "modes": ("mixture", {"mode_coverage", "mode_entropy"}),
     "categories": ("categorical", {"entropy", "heterozygosity", "support"}),
     "excess_risk": ("regression", {"excess_risk"}),
-    "class_shares": ("digits", {"class_tv", "class_entropy", *(f"class_share.{c}" for c in range(10))}),
+    "class_shares": (
+        "digits",
+        {"class_tv", "class_entropy", *(f"class_{name}.{c}" for name in ("share", "w2_moments") for c in range(10))},
+    ),
 }
 FITTED_BY = {
     "gaussian": gaussian(sampler=STEPS),
@@ -295,6 +322,7 @@ FITTED_BY = {
     "categorical": ALGORITHMS["categorical"][0][0],
     "regression": ALGORITHMS["regression"][0][0],
     "digits": make("algorithms", "kde", bandwidth=0.05),
+    "guidance": ALGORITHMS["sims"][1][0],
 }
 
 
@@ -305,7 +333,7 @@ def test_trackers_give_a_finite_value_a_replicate_and_touch_no_other_stream(kind
     supply, streams = source_of(source, 3), NamedStreams(0)
     mix = Mix(kind="augment", n_real=200)
     real = mix.first(supply, streams)
-    generation = next(iter(self_consume(supply, real, FITTED_BY[source], mix, 1, streams)))
+    generation = next(iter(self_consume(supply, real, FITTED_BY.get(kind, FITTED_BY[source]), mix, 1, streams)))
     tracker = make("trackers", kind, **({"n_train": 500} if kind == "class_shares" else {}))
     values = tracker(View(generation, supply, streams, 2))
     assert set(values) == names

@@ -248,20 +248,39 @@ def test_every_figure_and_table_of_the_papers_has_a_row(paper, figures, tables, 
     assert rows == [f"{name} {number}" for name, count in counts.items() for number in range(1, count + 1)]
 
 
+def ends(name, metric):
+    """Means over replicates at generation 1, and of the last 20 generations, by (n_s, omega), of a kept Figure 4."""
+    table = load_generations(ROOT / "figures" / "data" / name)
+    points = {(n, omega): {"mix.n_synthetic": n, "algorithm.omega": omega} for n in SIZES for omega in OMEGAS}
+    found = {point: curves(table, metric, values) for point, values in points.items()}
+    return {point: c[:, 0].mean() for point, c in found.items()}, {point: c[:, -20:].mean() for point, c in found.items()}
+
+
+def written(section, numbers):
+    """The rows of a section of paper_repro.md that hold so many numbers with a standard error."""
+    text = (ROOT / "paper_repro.md").read_text().partition(f"### {section}\n")[2].partition("\n### ")[0]
+    rows = [re.findall(r"(\d?\.\d+) ±", line) for line in text.splitlines() if line.startswith("|")]
+    return np.array([[float(value) for value in row] for row in rows if len(row) == numbers])
+
+
+SIZES, OMEGAS = (125, 250, 500, 1000), (0, 1, 2, 3, 4)
+
+
 def test_the_numbers_of_figure_4_are_those_of_the_results_kept_with_the_figures():
-    table = load_generations(ROOT / "figures" / "data" / "gaussian2d")
-    sizes, omegas = (125, 250, 500, 1000), (0, 1, 2, 3, 4)
-    w2 = {(n, omega): curves(table, "w2", {"mix.n_synthetic": n, "algorithm.omega": omega}) for n in sizes for omega in omegas}
-    first = {point: curve[:, 0].mean() for point, curve in w2.items()}
-    end = {point: curve[:, -20:].mean() for point, curve in w2.items()}
-    section = (ROOT / "paper_repro.md").read_text().partition("### Figure 4")[2].partition("### Why")[0]
-    rows = [re.findall(r"(\d?\.\d+) ±", line) for line in section.splitlines() if line.startswith("|")]
-    written = np.array([[float(value) for value in row] for row in rows if len(row) == len(omegas)])
-    expected = [[first[125, omega] for omega in omegas]]
-    expected += [[end[n, omega] for omega in omegas] for n in sizes]
+    first, end = ends("gaussian2d", "w2")
+    expected = [[first[125, omega] for omega in OMEGAS]]
+    expected += [[end[n, omega] for omega in OMEGAS] for n in SIZES]
     for which in NORMALISATIONS:
-        expected += [[end[n, omega] / first[n, omega if which == "own" else 0] for omega in omegas] for n in sizes]
-    np.testing.assert_allclose(written, expected, atol=6e-4)
+        expected += [[end[n, omega] / first[n, omega if which == "own" else 0] for omega in OMEGAS] for n in SIZES]
+    np.testing.assert_allclose(written("Figure 4", 5), expected, atol=6e-4)
+
+
+def test_the_numbers_of_figure_4_with_score_networks_are_those_kept_too():
+    first, end = ends("fig4_score_net", "w2_moments")
+    expected = [[first[125, omega] for omega in OMEGAS]] + [[end[n, omega] for omega in OMEGAS] for n in SIZES]
+    np.testing.assert_allclose(written("Figure 4 with score networks", 5), expected, atol=6e-4)
+    ratios = [[*(end[n, omega] / first[n, omega] for omega in OMEGAS), end[n, 3] / first[n, 0]] for n in SIZES]
+    np.testing.assert_allclose(written("Figure 4 with score networks", 6), ratios, atol=6e-3)
 
 
 @pytest.mark.slow

@@ -70,8 +70,14 @@ def recipe(steps=40, **options):
 
 
 @pytest.fixture
-def blocks_of_seven(monkeypatch):
-    """Random numbers for 7 steps at a time, of 3 members in the plane with batches of 8."""
+def groups_of_two(monkeypatch):
+    """Members go through a step two at a time, and the third alone, where batches and layers are 8 wide."""
+    monkeypatch.setattr(training, "CACHED", 2 * 8 * 8)
+
+
+@pytest.fixture
+def blocks_of_seven(monkeypatch, groups_of_two):
+    """Random numbers for 7 steps at a time, of 3 members in the plane with batches of 8; in groups of two."""
     monkeypatch.setattr(training, "NUMBERS", 7 * 3 * 8 * 4)
 
 
@@ -171,6 +177,17 @@ def test_training_together_is_training_each_member_alone_with_adam(decay, clip, 
     assert clip is None or 80 < bitten < 240
 
 
+@pytest.mark.parametrize("stopping", [None, EarlyStopping(held_out=0.3, every=10, patience=2)])
+def test_members_that_go_through_a_step_in_groups_learn_what_they_learn_at_once(stopping, monkeypatch):
+    plan = recipe(80, clip=0.5, stopping=stopping, average=0.1, rate=0.05)
+    (one,) = train(ensemble(), cloud(), plan, 3)
+    monkeypatch.setattr(training, "CACHED", 2 * 8 * 8)
+    (two,) = train(ensemble(), cloud(), plan, 3)
+    for name, value in (one.parameters | one.moments).items():
+        torch.testing.assert_close((two.parameters | two.moments)[name], value, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(one.loss, two.loss, rtol=0, atol=1e-10)
+
+
 def test_gradients_are_clipped_to_the_norm_of_a_member_over_all_its_parameters():
     parameters = [value.requires_grad_() for value in ensemble(4).values()]
     for parameter in parameters:
@@ -220,7 +237,7 @@ def test_failed_is_the_first_step_whose_batch_held_what_is_not_finite(blocks_of_
     data = cloud(n=400)
     data.x[1, 7] = math.nan
     (trained,) = train(ensemble(), data, recipe(90), 0)
-    bad = [number for number, (x, _) in enumerate(batches, 1) if x[1].isnan().any()]
+    bad = [number for number, (x, _) in enumerate(batches[::2], 1) if x[1].isnan().any()]  # of the first two members
     assert bad[0] > 7  # in a later block than the first
     assert list(trained.failed) == [0, bad[0], 0]
 
@@ -345,6 +362,14 @@ def test_points_are_drawn_with_their_weights_and_a_point_of_no_weight_never():
     assert (counts[weights == 0] == 0).all()
     total = 120_000
     assert ((counts / total - weights).abs() <= 4 * (weights * (1 - weights) / total).sqrt()).all()
+
+
+def test_a_draw_between_two_points_is_of_the_next_that_has_weight(monkeypatch):
+    """At u = 0 and at the boundaries of the cumulated weights, which are exact here; the last u is the largest there is."""
+    u = torch.tensor([0.0, 0.25, 0.5, 1 - 2**-53], dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: u.reshape(4, 1, 1))
+    points = cloud(members=1, n=6, weights=torch.tensor([[0.0, 0.25, 0.25, 0.0, 0.5, 0.0]], dtype=torch.float64))
+    assert points.rows((4, 1, 1), seeded(0)).flatten().tolist() == [1, 2, 4, 4]
 
 
 def test_a_batch_takes_every_stratum_of_noise_levels_once(batches):

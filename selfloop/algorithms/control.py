@@ -7,10 +7,10 @@
     shares     sigma = pi + (pi - tau) / (omega eta)                   guidance extrapolates the shares
     odds       sigma prop. to pi (pi / tau)^(1 / (omega eta))          ... or their ratios, as p_r (p_r / p_s)^omega would
 
-SIMS with unequal weights: at tau = pi it is SIMS. What the target wants less of is over-represented in the auxiliary, and guidance
-moves away from it. eta is the fraction of the way from pi to sigma that the auxiliary went. The second rule is exact for the
-density p_r (p_r / p_s)^omega of classes that do not overlap, the first where noise hides the class, and it is there that a
-sampler decides: see `selfloop.theory.control_shares`, `guided_class_flow`. Both agree to first order in tau - pi.
+At tau = pi it is SIMS. Of what the target wants less of, the auxiliary sees more, and guidance moves away from it. eta is the
+fraction of the way from pi to sigma that the auxiliary went. The second rule is exact for the density p_r (p_r / p_s)^omega of
+classes that do not overlap, the first where noise hides the class, and it is there that a sampler decides: see
+`selfloop.theory.control_shares` and `guided_class_flow`. Both agree to first order in tau - pi.
 
 An error in pi is passed on 1 + omega eta times: a share has the standard error (1 + omega eta) (pi (1 - pi) / n_synthetic)^1/2
 by the pool alone. Source: Alemohammad et al. (2024), "Self-Improving Diffusion Models with Synthetic Data", names the
@@ -30,7 +30,7 @@ from scipy.spatial import cKDTree  # type: ignore[import-untyped, unused-ignore]
 
 from selfloop.algorithms.mixture import MixtureFit
 from selfloop.algorithms.sims import Pair, Sims, SimsModel
-from selfloop.component import Count, NonNegative, Real, component
+from selfloop.component import AT_SAMPLING, Count, NonNegative, Real, component
 from selfloop.measure import Array, Data, Ints, Measure, finite
 from selfloop.protocols import ScoreModel, Tunable, Work
 
@@ -42,19 +42,20 @@ Target = Annotated[tuple[Annotated[float, Strict(), Gt(0)], ...], Len(2)] | Lite
 class Control:
     """Move the class shares of an algorithm's samples to a target, by guidance; see the module for the formulas.
 
-    algorithm: the one controlled; n_synthetic: samples of the base that are judged, and the auxiliary tuned on; budget: how
-    long, in the algorithm's own unit; target: shares of the classes 0, 1, ... which add to one, or `uniform`; omega > 0: strength
-    of guidance, of which the auxiliary knows, so another omega is another fit.
-    eta: the fraction of the way that tuning for `budget` goes; by default the budget where that is a fraction, else 1, the whole.
+    algorithm: the one controlled; n_synthetic: samples of the base, which are judged and on which the auxiliary is tuned;
+    budget: how long, in the algorithm's own unit; target: shares of the classes 0, 1, ..., which add to one, or `uniform`;
+    omega > 0: strength of guidance, on which the auxiliary depends: another omega is another fit.
+    eta: the fraction of the way that tuning for `budget` goes; by default the budget where that is a fraction, else 1.
     A run shows it: (share reached - pi) / (tau - pi) times the eta that was set.
-    extrapolate: `shares` or `odds`. `shares` reaches tau_c <= (1 + omega eta) pi_c.
-    classes: the labels of the training data; a sample has the class of most of its `neighbours` nearest training points, by
-    weight. Or, if `clusters` says how many, groups found in the data by a mixture of so many round Gaussians, the largest first.
+    extrapolate: `shares` or `odds`; `shares` reaches tau_c <= (1 + omega eta) pi_c. interval: noise levels [low, high] at which
+    guidance acts, all if not said; classes are decided at the high ones, and keep their shapes better without the low ones.
+    The classes are the labels of the training data, and a sample has that of most of its `neighbours` nearest training points,
+    by weight; or, if `clusters` says how many, groups found in the data by a mixture of round Gaussians, the largest first.
 
-    The pool is weighted, sigma_c / pi_c, and not drawn from again: the same law, every sample used, and no noise of a second draw,
-    which guidance would multiply by omega. If the base draws labels, it draws them as the pool has them under weights
-    tau_c / pi_c. Raises ValueError from `fit` for moments, for labels that are missing or beyond the target, for a class without a
-    training point or sample, and for a target out of reach.
+    The pool is weighted by sigma_c / pi_c and not drawn from again: the same law, every sample used, and no noise of a second
+    draw, which guidance would multiply by omega. If the base draws labels, it draws them as the pool has them under weights
+    tau_c / pi_c. Raises ValueError from `fit` for moments, for labels that are missing or beyond the target, for a class
+    without a training point or a sample, and for a target out of reach.
     """
 
     algorithm: Tunable
@@ -66,6 +67,7 @@ class Control:
     extrapolate: Literal["shares", "odds"] = "shares"
     clusters: Annotated[Count, Gt(1)] | None = None
     neighbours: Count = 5
+    interval: Annotated[tuple[NonNegative, NonNegative] | None, AT_SAMPLING] = None
 
     def __post_init__(self) -> None:
         if not self.omega > 0:
@@ -77,12 +79,18 @@ class Control:
                 raise ValueError(f"target must be shares that add to one, got a sum of {sum(self.target):g}")
             if self.clusters is not None and len(self.target) != self.clusters:
                 raise ValueError(f"target must hold a share for each of {self.clusters} clusters, got {len(self.target)}")
-        self.sims  # refuses a budget and a sampler that do not fit
+        _ = self.sims  # refuses a budget, a sampler and an interval that do not fit
 
     @property
     def sims(self) -> Sims:
         """SIMS with the same base: what the two have in common."""
-        return Sims(algorithm=self.algorithm, n_synthetic=self.n_synthetic, budget=self.budget, omega=self.omega)
+        return Sims(
+            algorithm=self.algorithm,
+            n_synthetic=self.n_synthetic,
+            budget=self.budget,
+            omega=self.omega,
+            interval=self.interval,
+        )
 
     @property
     def gives(self) -> frozenset[str]:
@@ -111,10 +119,11 @@ class Control:
         seen = pool.reweighted(pool.weights * self._factors(self._sigma(pi, tau, sound), pi, judged, sound))
         auxiliary = next(iter(self.algorithm.tune(base, seen, [self.budget], tune_rng, work and work.at("auxiliary"))))
         aimed = pool.reweighted(pool.weights * self._factors(tau, pi, judged, sound))
-        return SimsModel(Pair(*(_drawing_labels_of(aimed, model) for model in (base, auxiliary))), self.omega)
+        pair = Pair(*(_drawing_labels_of(aimed, model) for model in (base, auxiliary)))
+        return SimsModel(pair, self.omega, self.interval)
 
     def restore(self, state: Mapping[str, Array]) -> SimsModel:
-        """The pair of a saved fit, at this algorithm's omega."""
+        """The pair of a saved fit, at this algorithm's omega and interval."""
         return self.sims.restore(state)
 
     @property
@@ -137,8 +146,8 @@ class Control:
             *where, c = short[0]
             share = float(pi[tuple(short[0])])
             raise ValueError(
-                f"target gives class {c} a share of {tau[c]:.3g}, and from {share:.3g} among the samples of the base{_at(where)} "
-                f"omega eta = {w:.3g} reaches {(1 + w) * share:.3g}; set omega eta to {tau[c] / share - 1:.3g} or more"
+                f"target gives class {c} a share of {tau[c]:.3g}, and from {share:.3g} among samples of the base{_at(where)} "
+                f"omega * eta = {w:.3g} reaches {(1 + w) * share:.3g}; it takes {tau[c] / share - 1:.3g} or more"
             )
         return np.maximum(sigma, 0.0)
 

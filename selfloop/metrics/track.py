@@ -1,32 +1,33 @@
 """Trackers: what is written down of a generation, by the name of the metric. One table says it all:
 
-    metric           what it is                                                        unit
-    w2               W_2 between the law that is sampled and p_r, both Gaussian        of the points
-    w2_moments       W_2 between Gaussians with the moments of n samples and of p_r    of the points; a lower bound of W_2
-    w2_empirical     exact W_2 between n samples of the model and n of p_r (POT)       of the points; biased upwards
-    w2_floor         the same between two samples of p_r: what a perfect model scores  of the points
-    frechet          Frechet distance between the moments of n samples and of p_r      squared unit (W_2^2, not W_2)
-    frechet_floor    the same between two samples of p_r                               squared unit
-    sampler_w2       W_2 between p_r and what the sampler draws from p_r's exact score of the points
-    omega            the strength of guidance in use                                   -
-    eta              how far the auxiliary went toward the base's own samples          -
-    omega_predicted  1 / eta, the best omega by theory                                 -
-    log_bias         ln of the factor by which the base's sampler changes a variance   -
-    mean_norm        |mean - mean of p_r|                                              of the points
-    variance         tr(cov) / d                                                       squared unit
-    log_variance     ln of it                                                          -
-    log_det          ln det cov - ln det cov of p_r                                    -
-    mode_coverage    share of the modes of p_r that samples reach                      -
-    mode_entropy     entropy of the shares of the modes                                nats
-    entropy          entropy of the category probabilities                             nats
-    heterozygosity   1 - sum_k p_k^2                                                   -
-    support          categories of positive probability                                count
-    excess_risk      |w - w*|^2, the excess squared error at x ~ N(0, I)               squared unit of y
-    class_tv         total variation between the class shares of samples and of p_r    -
-    class_entropy    entropy of the class shares                                       nats
-    class_share.c    share of class c among samples                                    -
-    diverged         1 at the generation at which a replicate left float64             -
-    diverged_step    training step at which its loss stopped being finite              count
+    metric             what it is                                                        unit
+    w2                 W_2 between the law that is sampled and p_r, both Gaussian        of the points
+    w2_moments         W_2 between Gaussians with the moments of n samples and of p_r    of the points; a lower bound of W_2
+    w2_empirical       exact W_2 between n samples of the model and n of p_r (POT)       of the points; biased upwards
+    w2_floor           the same between two samples of p_r: what a perfect model scores  of the points
+    frechet            Frechet distance between the moments of n samples and of p_r      squared unit (W_2^2, not W_2)
+    frechet_floor      the same between two samples of p_r                               squared unit
+    sampler_w2         W_2 between p_r and what the sampler draws from p_r's exact score of the points
+    omega              the strength of guidance in use                                   -
+    eta                how far the auxiliary went toward the base's own samples          -
+    omega_predicted    1 / eta, the best omega by theory                                 -
+    log_bias           ln of the factor by which the base's sampler changes a variance   -
+    mean_norm          |mean - mean of p_r|                                              of the points
+    variance           tr(cov) / d                                                       squared unit
+    log_variance       ln of it                                                          -
+    log_det            ln det cov - ln det cov of p_r                                    -
+    mode_coverage      share of the modes of p_r that samples reach                      -
+    mode_entropy       entropy of the shares of the modes                                nats
+    entropy            entropy of the category probabilities                             nats
+    heterozygosity     1 - sum_k p_k^2                                                   -
+    support            categories of positive probability                                count
+    excess_risk        |w - w*|^2, the excess squared error at x ~ N(0, I)               squared unit of y
+    class_tv           total variation of class shares: of samples to p_r's or a target's -
+    class_entropy      entropy of the class shares                                       nats
+    class_share.c      share of class c among samples                                    -
+    class_w2_moments.c w2_moments, of the samples named c and of the real points named c  of the points; NaN below 3 points
+    diverged           1 at the generation at which a replicate left float64             -
+    diverged_step      training step at which its loss stopped being finite              count
 
 A tracker sees a generation and the source, draws what it needs from streams of its own, and returns an array over
 the replicates for each metric. It keeps no state, so that a run can be cut anywhere. `every` and `replicates` say how often
@@ -39,11 +40,12 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Len
+from numpy.typing import NDArray
 from pydantic import Strict
 
 from selfloop import covariance
-from selfloop.component import Count, Positive, component
+from selfloop.component import Count, NonNegative, Positive, component
 from selfloop.diffusion import guide
 from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion.score import gaussian_denoiser
@@ -351,34 +353,60 @@ class ExcessRisk(Tracker):
 
 @component
 class ClassShares(Tracker):
-    """`class_share.c`, `class_tv` and `class_entropy` of n samples, named by a classifier fitted to real, labelled rows.
+    """`class_share.c`, `class_tv`, `class_entropy` and `class_w2_moments.c` of n samples, named by a judge.
 
-    The classifier is the k nearest of n_train training rows of p_r (of all if there are fewer), by scikit-learn, the same in
-    every generation.
+    The judge is Bayes' rule where the law of the real data has one (`selfloop.plane`), which errs least. Else it is the
+    k nearest of n_train training rows of p_r (of all if there are fewer), by scikit-learn, the same in every generation.
+    class_tv is the distance to the shares of these rows, or to `target`, shares which add to one. class_w2_moments.c compares
+    the samples named c with n real points named c: NaN where there are fewer than 3 of either.
     """
 
     n: Count = 1_000
     n_train: Count = 1_000
     neighbours: Count = 5
+    target: Annotated[tuple[NonNegative, ...], Len(2)] | None = None
 
     needs_source: ClassVar[frozenset[str]] = frozenset({"labels"})
 
-    def __call__(self, view: View) -> Mapping[str, Array]:
-        from sklearn.neighbors import KNeighborsClassifier
+    def __post_init__(self) -> None:
+        if self.target is not None and abs(sum(self.target) - 1) > 1e-9:
+            raise ValueError(f"target must be shares that add to one, got a sum of {sum(self.target):g}")
 
+    def __call__(self, view: View) -> Mapping[str, Array]:
         rows = min(self.n_train, getattr(view.source, "rows", self.n_train))
         train = first(cast(Measure, view.source.take(0, rows, view.streams(0, "track classes"))), view.members)
-        labels = np.asarray(train.labels)
-        classes = np.unique(labels)
-        x = np.asarray(view.sample(self.n, "classes").points)
-        shares = np.empty((view.members, len(classes)))
-        real = np.array([[(row == c).mean() for c in classes] for row in labels])
-        for member in range(view.members):
-            judge = KNeighborsClassifier(self.neighbours).fit(np.asarray(train.points[member]), labels[member])
-            named = judge.predict(x[member])
-            shares[member] = [(named == c).mean() for c in classes]
+        classes = np.unique(np.asarray(train.labels))
+        drawn, real = view.sample(self.n, "classes"), view.real(self.n, "classes")
+        named, truly = self._named(view, train, drawn), self._named(view, train, real)
+        shares = np.stack([(named == c).mean(axis=-1) for c in classes], axis=-1)
+        aim = np.stack([(np.asarray(train.labels) == c).mean(axis=-1) for c in classes], axis=-1)
+        if self.target is not None:
+            if len(self.target) != len(classes):
+                raise ValueError(f"target must hold a share for each of {len(classes)} classes, got {len(self.target)}")
+            aim = np.array(self.target)
         out = {f"class_share.{c}": shares[:, number] for number, c in enumerate(classes)}
-        return out | {"class_tv": 0.5 * np.abs(shares - real).sum(axis=-1), "class_entropy": entropy(shares)}
+        out |= {"class_tv": 0.5 * np.abs(shares - aim).sum(axis=-1), "class_entropy": entropy(shares)}
+        for c in classes:
+            laws = _law_of_some(drawn, named == c), _law_of_some(real, truly == c)
+            out[f"class_w2_moments.{c}"] = transport.gaussian_wasserstein2(*laws)
+        return out
+
+    def _named(self, view: View, train: Measure, data: Measure) -> Array:
+        x, rule = np.asarray(data.points), getattr(getattr(view.source, "model", None), "classify", None)
+        if rule is not None:
+            return np.asarray(rule(x))
+        from sklearn.neighbors import KNeighborsClassifier
+
+        rows = zip(np.asarray(train.points), np.asarray(train.labels), x, strict=True)
+        named = [KNeighborsClassifier(self.neighbours).fit(points, labels).predict(member) for points, labels, member in rows]
+        return np.stack(named)
+
+
+def _law_of_some(data: Measure, chosen: NDArray[np.bool_]) -> Gaussian:
+    """Mean and covariance of the points chosen (*batch, n); NaN in members with fewer than 3."""
+    few = chosen.sum(axis=-1) < 3
+    moments = data.reweighted(np.where(few[..., None], 1.0, chosen)).moments()
+    return Gaussian(np.where(few[..., None], np.nan, moments.mean), np.where(few[..., None, None], np.nan, moments.cov))
 
 
 def entropy(p: Array) -> Array:
