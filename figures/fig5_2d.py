@@ -49,7 +49,7 @@ def draw(results: Path) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     ours = adapted(settings, mean, omegas[1:])
-    most = []
+    chosen, most = ", ".join(f"{omega:g}" for omega in ours), []
     for number, (name, of) in enumerate(
         [("ST", [0.0] * len(sizes)), (f"SIMS, ω = {omegas[1]:g}", [omegas[1]] * len(sizes)), ("SIMS, ω for $D_p$", ours)]
     ):
@@ -79,8 +79,8 @@ def draw(results: Path) -> Figure:
         axes.set(xlabel=rf"polluting points $|D_p|$, beside {settings['mix']['n_real'][-1]:,} real ones")
     note(
         figure,
-        f"Curves and bands: mean of {runs} replicates ± 1 standard error. ST: standard training, ω = 0. Dotted: without pollution (I).\n"
-        f"ω for $D_p$: of the sweep, the nearest to what the closed form asks for ({', '.join(f'{omega:g}' for omega in ours)}). "
+        f"Curves and bands: mean of {runs} replicates ± 1 standard error. ST: standard training, ω = 0. Dotted: without "
+        f"pollution (I).\nω for $D_p$: of the sweep, the nearest to what the closed form asks for ({chosen}). "
         "Closed form: n = ∞, η and bias\nof the sampler as measured. "
         f"At $|D_p|$ = {sizes[-1]:,} the distance is {most[0]}, {most[1]} and {most[2]} times\nthat without pollution.",
     )

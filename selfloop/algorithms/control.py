@@ -146,8 +146,8 @@ class Control:
             *where, c = short[0]
             share = float(pi[tuple(short[0])])
             raise ValueError(
-                f"target gives class {c} a share of {tau[c]:.3g}, and from {share:.3g} among samples of the base{_at(where)} "
-                f"omega * eta = {w:.3g} reaches {(1 + w) * share:.3g}; it takes {tau[c] / share - 1:.3g} or more"
+                f"target gives class {c} a share of {tau[c]:.3g}, and it has {share:.3g} among samples of the base{_at(where)}; "
+                f"omega * eta = {w:.3g} reaches {(1 + w) * share:.3g}, so raise omega to make it {tau[c] / share - 1:.3g} or more"
             )
         return np.maximum(sigma, 0.0)
 
