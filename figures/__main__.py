@@ -19,6 +19,7 @@ FIGURES = [
     "sims_vs_neon",
     "mode_loss",
     "runaway",
+    "control_2d",
 ]
 
 

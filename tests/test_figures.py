@@ -21,7 +21,7 @@ ratio, swept = import_module("figures.averages").ratio, import_module("figures.a
 guidance, mitigation = import_module("figures.guidance"), import_module("figures.mitigation")
 fig4_score_net, fig5_2d = import_module("figures.fig4_score_net"), import_module("figures.fig5_2d")
 mode_loss, runaway = import_module("figures.mode_loss"), import_module("figures.runaway")
-sims_vs_neon = import_module("figures.sims_vs_neon")
+control_2d, sims_vs_neon = import_module("figures.control_2d"), import_module("figures.sims_vs_neon")
 best = import_module("figures.omega_eta").best
 
 DATA = Path(command.HERE) / "data"
@@ -250,12 +250,18 @@ def test_a_loop_is_called_runaway_where_its_omega_leaves_the_stable_range(beyond
     assert sum(line.get_marker() == "*" for line in figure.axes[0].lines) == lost
 
 
+def test_control_is_compared_with_the_total_variation_of_the_base_to_the_target():
+    base = {"class_share.0": np.array([0.8, 0.4]), "class_share.1": np.array([0.2, 0.6])}
+    np.testing.assert_allclose(control_2d.before(base, np.array([0.5, 0.5])), [0.3, 0.1])
+
+
 @pytest.mark.parametrize(
     ("name", "paths", "metrics", "missing"),
     [
         ("fig3_2d", {"algorithm.budget": [0.0128], "algorithm.omega": [1.0]}, guidance.POWERS, "omega = 0"),
         ("fig5_2d", {"mix.pollution": ["100"], "algorithm.omega": [0, 3]}, fig5_2d.METRICS, "no pollution"),
         ("mode_loss", {"mix.kind": ["fresh"], "algorithm.omega": [2]}, mode_loss.METRICS, "omega = 0"),
+        ("control_2d", {control_2d.RUN: ["to .5"], control_2d.TARGET: ["[0.5, 0.5]"]}, control_2d.METRICS, "'base'"),
         ("sims_vs_neon", {sims_vs_neon.KIND: ["sims"], "algorithm.budget": [0.0128], "algorithm.omega": [0.0]}, guidance.POWERS,
          "neon"),
     ],

@@ -19,9 +19,12 @@ from selfloop.diffusion.sample import Sampler
 from selfloop.diffusion.score import gaussian_denoiser
 from selfloop.diffusion.train import EarlyStopping
 from selfloop.laws import Gaussian
+from selfloop.loop import self_consume
 from selfloop.measure import Measure, Moments
 from selfloop.metrics import transport
+from selfloop.mix import Mix
 from selfloop.plane import EightGaussians, TwoClasses
+from selfloop.streams import NamedStreams
 from selfloop.work import FolderWork
 
 R = 3
@@ -406,7 +409,7 @@ def test_neon_of_networks_extrapolates_their_parameters(omega):
         ({"budget": -1.0}, "greater than 0"),
         ({"sampler": Sampler()}, "set kind to heun, dpm, euler or ancestral"),
         ({"label_dropout": 0.1}, "set classes, or label_dropout: 0"),
-        ({"optimiser": "kept", "early_stopping": EarlyStopping()}, "set optimiser: fresh, or remove early_stopping"),
+        ({"optimiser": "kept", "early_stopping": EarlyStopping()}, "set it to fresh, or remove early_stopping"),
         ({"average": 0.3}, "average"),
         ({"prediction": "score"}, "prediction"),
     ],
@@ -476,3 +479,29 @@ def test_a_label_that_no_class_has_is_refused_when_sampling(label):
     model = net(classes=2).fit(data(classes=2), rng(1))
     with pytest.raises(ValueError, match=f"labels must lie in 0 .. classes - 1 = 1, got {label}"):
         model.sample(5, rng(2), labels=np.array([0, 1, label, 0, 0]))
+
+
+def test_a_class_may_die_on_the_way_and_not_in_the_real_data():
+    """A loop of few points loses its rare class, in one replicate and then in others; none of them ends."""
+    source = TwoClasses(shares=(0.9, 0.1)).replicated(4, rng(0))
+    algorithm, mix, streams = net(classes=2, budget=0.0016), Mix(kind="fully_synthetic", n_real=12), NamedStreams(0)
+    real = mix.first(source, streams)
+    with pytest.raises(ValueError, match="has no point in replicate"):
+        algorithm.fit(replace(real, labels=np.zeros((4, 12), dtype=np.int64)), rng(1))
+    known = replace(real, labels=np.where(np.arange(12) < 2, 1, 0) * np.ones((4, 1), dtype=np.int64))
+    generations = list(self_consume(source, known, algorithm, mix, 8, streams))
+    assert (generations[-1].model.shares == 0).any()
+    assert not generations[-1].diverged.any()
+
+
+def test_no_noise_leaves_points_where_they_are():
+    model, x = net().fit(data(), rng(1)), np.ones((3, 5, 2))
+    np.testing.assert_array_equal(model.denoise(x, 0.0), x)
+
+
+def test_labels_drawn_first_do_not_depend_on_how_many_are_drawn():
+    source = TwoClasses(shares=(0.5, 0.5)).replicated(3, rng(0))
+    model = net(classes=2).fit(source.take(0, 60, rng(1)), rng(2))
+    few, many = model.sample(20, rng(3)), model.sample(100, rng(3))
+    np.testing.assert_array_equal(few.labels, many.labels[:, :20])
+    np.testing.assert_allclose(few.points, many.points[:, :20], atol=1e-5)

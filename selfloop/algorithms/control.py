@@ -47,8 +47,9 @@ class Control:
     omega > 0: strength of guidance, on which the auxiliary depends: another omega is another fit.
     eta: the fraction of the way that tuning for `budget` goes; by default the budget where that is a fraction, else 1.
     A run shows it: (share reached - pi) / (tau - pi) times the eta that was set.
-    extrapolate: `shares` or `odds`; `shares` reaches tau_c <= (1 + omega eta) pi_c. interval: noise levels [low, high] at which
-    guidance acts, all if not said; classes are decided at the high ones, and keep their shapes better without the low ones.
+    extrapolate: `shares` or `odds`. `shares` reaches tau_c <= (1 + omega eta) pi_c: a replicate that would need more has none of
+    the class in its auxiliary, and it is an error if all do. interval: noise levels [low, high] at which guidance acts, all if
+    not said; classes are decided at the high ones, and keep their shapes better without the low ones.
     The classes are the labels of the training data, and a sample has that of most of its `neighbours` nearest training points,
     by weight; or, if `clusters` says how many, groups found in the data by a mixture of round Gaussians, the largest first.
 
@@ -136,20 +137,19 @@ class Control:
         """sigma (*batch, C) of pi (*batch, C)."""
         w = self._strength
         with np.errstate(divide="ignore", invalid="ignore"):
-            if self.extrapolate == "odds":
-                logs = np.log(pi) + (np.log(pi) - np.log(tau)) / w
-                sigma = np.exp(logs - logs.max(axis=-1, keepdims=True))
-                return np.asarray(sigma / sigma.sum(axis=-1, keepdims=True))
-            sigma = pi + (pi - tau) / w
-        short = np.argwhere((sigma < -1e-12) & sound[..., None])
-        if len(short):
-            *where, c = short[0]
-            share = float(pi[tuple(short[0])])
+            logs = np.log(pi) + (np.log(pi) - np.log(tau)) / w
+            sigma = np.exp(logs - logs.max(axis=-1, keepdims=True)) if self.extrapolate == "odds" else pi + (pi - tau) / w
+        short = (sigma < -1e-12).any(axis=-1) & sound
+        if short.any() and (short == sound).all():
+            *where, c = np.argwhere((sigma < -1e-12) & sound[..., None])[0]
+            least = (np.max(tau / pi, axis=-1)[sound] - 1).min()
             raise ValueError(
-                f"target gives class {c} a share of {tau[c]:.3g}, and it has {share:.3g} among samples of the base{_at(where)}; "
-                f"omega * eta = {w:.3g} reaches {(1 + w) * share:.3g}, so raise omega to make it {tau[c] / share - 1:.3g} or more"
+                f"target gives class {c} a share of {tau[c]:.3g}, and among the samples of the base it has "
+                f"{pi[(*where, c)]:.3g}{_at(where)}; omega * eta = {w:.3g} reaches {1 + w:.3g} times that, and it takes "
+                f"{least:.3g} or more; raise omega, or set extrapolate: odds"
             )
-        return np.maximum(sigma, 0.0)
+        sigma = np.maximum(sigma, 0.0)
+        return np.asarray(sigma / sigma.sum(axis=-1, keepdims=True))
 
     @staticmethod
     def _factors(wanted: Array, pi: Array, judged: Ints, sound: Mask) -> Array:

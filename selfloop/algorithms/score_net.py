@@ -96,6 +96,8 @@ class ScoreNet:
         """D(x; sigma) at x (*batch, n, d), array to array, tensor to tensor; labels (n,) or (*batch, n)."""
         if not isinstance(x, Tensor):
             return self.denoise(self.lift(x), sigma, labels).cpu().numpy().astype(float)
+        if sigma == 0:
+            return x
         clean = x.to(self._scale).reshape(-1, *x.shape[-2:]) / self._scale
         s = (sigma / self._scale).expand(-1, clean.shape[1], 1)
         skip, out, c_in = coefficients(self.prediction, s)
@@ -116,7 +118,7 @@ class ScoreNet:
         """n labels a member (*batch, n), drawn with its class shares; None without classes."""
         if self.shares is None:
             return None
-        u = rng.random((*self.batch, n))
+        u = np.moveaxis(rng.random((n, *self.batch)), 0, -1)  # point by point: the first do not depend on n
         drawn = (u[..., None] >= np.cumsum(self.shares, axis=-1)[..., None, :]).sum(axis=-1)
         return np.asarray(np.minimum(drawn, self.shares.shape[-1] - 1))
 
@@ -196,10 +198,11 @@ class ScoreNetFit:
             raise ValueError("sampler exact needs a law in closed form; set kind to heun, dpm, euler or ancestral")
         if self.label_dropout > 0 and self.classes is None:
             raise ValueError("label_dropout needs labels to drop; set classes, or label_dropout: 0")
-        if self.optimiser == "kept" and self.early_stopping is not None:
+        other = "early_stopping" if self.early_stopping is not None else "average" if self.average is not None else None
+        if self.optimiser == "kept" and other is not None:
             raise ValueError(
-                "the moments of the best look, another step for every member, are not kept; set optimiser: fresh, or remove "
-                "early_stopping"
+                f"optimiser: kept needs the last step's parameters, which {other} replaces by others; set it to fresh, or "
+                f"remove {other}"
             )
         self.steps(self.budget)
 
@@ -246,7 +249,7 @@ class ScoreNetFit:
             raise ValueError(f"budgets must ascend, got {list(budgets)}")
         points, seed = self._points(data, model.scale), _seed(rng)
         later = [mark for mark in marks if mark > 0]
-        recipe = self._recipe(max(marks), self.tune_learning_rate, "none")
+        recipe = self._recipe(max(marks, default=0), self.tune_learning_rate, "none")
         moments = on_device(model.moments, self.device) if self.optimiser == "kept" and model.moments else None
         trained = iter(train(model.tensors, points, recipe, seed, later, moments, work) if later else ())
         for mark in marks:
@@ -295,18 +298,19 @@ class ScoreNetFit:
         return Points(
             torch.as_tensor(x, **where),
             torch.tensor(w, dtype=torch.float64, device=self.device),
-            None if self.classes is None else torch.as_tensor(self._marks(data), **where),
+            None if self.classes is None else torch.as_tensor(self._marks(data, new=scale is None), **where),
             torch.as_tensor(unit, **where),
         )
 
-    def _marks(self, data: Measure) -> NDArray[Any]:
-        """One-hot labels (R, n, K)."""
+    def _marks(self, data: Measure, new: bool) -> NDArray[Any]:
+        """One-hot labels (R, n, K). A new fit to real data needs every class; on the way, a loop may lose one."""
         if data.labels is None:
             raise ValueError(f"classes: {self.classes} needs data with class labels and this has none; remove classes")
         labels = np.broadcast_to(data.labels, (*data.batch, data.n)).reshape(-1, data.n)
         marks = one_hot(labels, self.classes or 0)
         empty = np.argwhere((marks * data.weights.reshape(-1, data.n)[..., None]).sum(axis=1) == 0)
-        if len(empty):
+        real = data.origin is None or not np.any(data.origin)
+        if new and real and len(empty):
             raise ValueError(
                 f"class {empty[0, 1]} has no point in replicate {empty[0, 0]}, and every class needs one; "
                 "use more points, or fewer classes"

@@ -109,12 +109,11 @@ class Points:
 @dataclass(frozen=True)
 class Trained:
     """Parameters after some steps; Adam's moments with the number of steps they saw; failed (R,): the step at which a
-    member's loss stopped being finite, 0 = never, or not before its best look; loss (R,): the mean over the last block."""
+    member's loss stopped being finite, 0 = never, or not before its best look."""
 
     parameters: Parameters
     moments: Parameters
     failed: NDArray[np.int64]
-    loss: NDArray[np.float64]
 
 
 def inputs(x: Tensor, s: Tensor, labels: Tensor | None, c_in: Tensor) -> Tensor:
@@ -235,7 +234,6 @@ class _Course:
             stop = min((block + 1) * self.block, mark)
             self._advance(x, target, block * self.block, stop)
             yield self.step
-        self.step = max(self.step, mark)
 
     def _drawn(self, block: int) -> tuple[Tensor, Tensor]:
         recipe, generator = self.recipe, self.generator(0, block)
@@ -327,7 +325,7 @@ class _Course:
             failed = np.where(seen.cpu().numpy(), 0, failed)
         moments = {name: value.detach().clone() for name, value in self._moments().items()}
         parameters = {name: value.detach().clone() for name, value in found.items()}
-        return Trained(parameters, moments, failed, self.loss.copy())
+        return Trained(parameters, moments, failed)
 
     def saved(self, done: Sequence[Trained]) -> dict[str, Any]:
         """Plain arrays from which `resume` goes on."""
@@ -342,7 +340,7 @@ class _Course:
         for number, trained in enumerate(done):
             tensors |= {f"mark.{number}.{name}": value for name, value in trained.parameters.items()}
             tensors |= {f"mark.{number}.moments.{name}": value for name, value in trained.moments.items()}
-            parts |= {f"mark.{number}.failed": trained.failed, f"mark.{number}.loss": trained.loss}
+            parts[f"mark.{number}.failed"] = trained.failed
         if self.recipe.stopping is not None:
             tensors |= {"stop.least": self.least, "stop.looks": self.looks_since}
             tensors |= {f"stop.best.{name}": value for name, value in self.best.items()}
@@ -377,8 +375,7 @@ class _Course:
             parameters = {
                 name: value for name, value in tensors(f"mark.{number}.").items() if name.split(".")[0] in ("weight", "bias")
             }
-            marks = (np.array(saved[f"mark.{number}.{name}"]) for name in ("failed", "loss"))
-            done.append(Trained(parameters, moments, *marks))
+            done.append(Trained(parameters, moments, np.array(saved[f"mark.{number}.failed"])))
         return done
 
 
