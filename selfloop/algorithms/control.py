@@ -47,16 +47,16 @@ class Control:
     omega > 0: strength of guidance, on which the auxiliary depends: another omega is another fit.
     eta: the fraction of the way that tuning for `budget` goes; by default the budget where that is a fraction, else 1.
     A run shows it: (share reached - pi) / (tau - pi) times the eta that was set.
-    extrapolate: `shares` or `odds`. `shares` reaches tau_c <= (1 + omega eta) pi_c: a replicate that would need more has none of
-    the class in its auxiliary, and it is an error if all do. interval: noise levels [low, high] at which guidance acts, all if
-    not said; classes are decided at the high ones, and keep their shapes better without the low ones.
+    extrapolate: `shares` or `odds`. `shares` reaches tau_c <= (1 + omega eta) pi_c: a replicate that would need more gives its
+    auxiliary none of the class, and it is an error if all do. interval: noise levels [low, high] at which guidance acts, all
+    if not said; classes are decided at the high ones, and keep their shapes better without the low ones.
     The classes are the labels of the training data, and a sample has that of most of its `neighbours` nearest training points,
     by weight; or, if `clusters` says how many, groups found in the data by a mixture of round Gaussians, the largest first.
 
     The pool is weighted by sigma_c / pi_c and not drawn from again: the same law, every sample used, and no noise of a second
     draw, which guidance would multiply by omega. If the base draws labels, it draws them as the pool has them under weights
     tau_c / pi_c. Raises ValueError from `fit` for moments, for labels that are missing or beyond the target, for a class
-    without a training point or a sample, and for a target out of reach.
+    without a training point or a sample, and for a target out of reach everywhere.
     """
 
     algorithm: Tunable
