@@ -34,7 +34,8 @@ def draw(results: Path) -> Figure:
     settings = configuration(results)
     omegas = sorted(table[OMEGA].unique())
     most = omegas[-1]
-    n_real, n_synthetic = (settings["mix"][name][-1] for name in ("n_real", "n_synthetic"))
+    n_real = settings["mix"]["n_real"][-1]
+    n_synthetic = (settings["mix"]["n_synthetic"] or [n_real])[-1]
     found = {name: curves(table, name, {OMEGA: most}) for name in METRICS}
     share = n_synthetic / (n_real + n_synthetic)
     gain = growth(found, share)

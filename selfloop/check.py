@@ -86,6 +86,9 @@ def _check_mix(experiment: Experiment) -> Iterator[Fault]:
     if mix.bias != 1:
         for _ in _lacks(algorithm, frozenset({"biased"})):
             yield Fault(("mix", "bias"), f"{kind_of(algorithm)} has no sampling bias; set it to 1")
+    if getattr(algorithm, "omega", None) == "auto" and mix.type.real == "none" and experiment.generations > 1:
+        text = f"auto needs real points to hold out, and a {mix.kind} loop has none after generation 1; give a number"
+        yield Fault(("algorithm", "omega"), text)
     if mix.warm is not None and not isinstance(algorithm, Tunable):
         yield Fault(("mix", "warm"), f"fine-tunes the last model, and {kind_of(algorithm)} cannot be tuned; remove it")
     largest = getattr(algorithm, "largest_budget", None)

@@ -441,10 +441,14 @@ def describe(thing: Any, without_sampling: bool = False) -> Any:
         return thing
     hints = _fields(thing.__class__)
     out: dict[str, Any] = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": registry.path_of(thing)}
+    sampling = {name for name, hint in hints.items() if AT_SAMPLING in typing.get_args(hint)} if without_sampling else set()
+    if any(
+        isinstance(getattr(thing, name), str) for name in sampling
+    ):  # `auto`: the fit decides it
+        sampling = set()
     for name, hint in hints.items():
-        value = getattr(thing, name)
-        if not without_sampling or AT_SAMPLING not in typing.get_args(hint) or value == "auto":  # auto is left to the fit
-            out[name] = describe(value)
+        if name not in sampling:
+            out[name] = describe(getattr(thing, name))
             if isinstance(out[name], dict) and _takes_one_class(hint):
                 out[name].pop("kind", None)
     return out

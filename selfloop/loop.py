@@ -56,6 +56,11 @@ def self_consume(
         yield past[-1]
 
 
+def _steps(model: Model) -> str:
+    failed = np.asarray(getattr(model, "failed", 0))
+    return f" at step {failed.max()}: lower the learning rate" if failed.max() > 0 else ""
+
+
 def _check_first(model: Model, lost: NDArray[np.bool_]) -> None:
     """What is wrong with the real data, or with an extrapolation from it, shows in the first generation."""
     law = model.law()
@@ -68,5 +73,6 @@ def _check_first(model: Model, lost: NDArray[np.bool_]) -> None:
     if lost.all():
         raise ValueError(
             "the first generation is finite in no replicate: the algorithm finds no law for the real data (too few distinct "
-            "points?), or extrapolates beyond every law (omega too large; a category lost without smoothing)"
+            "points?), extrapolates beyond every law (omega too large; a category lost without smoothing), or its training "
+            f"diverged{_steps(model)}"
         )

@@ -150,7 +150,7 @@ def unstable(points: Sequence[Point], table: pd.DataFrame) -> list[str]:
             rows = rows[rows[path] == (value if pd.api.types.is_numeric_dtype(rows[path]) else str(value))]
         low, high = (np.asarray(edge) for edge in stable_omega(rows["eta"].to_numpy(), rows["log_bias"].to_numpy(), share))
         omega = rows["omega"].to_numpy()
-        outside = (omega >= high) | (omega <= low) & (omega > 0)
+        outside = (rows["eta"].to_numpy() > 0) & ((omega >= high) | (omega <= low) & (omega > 0))
         if outside.any():
             edges = rows.assign(edge=np.where(omega >= high, high, low))[outside]
             first = edges.sort_values(["generation", "replicate"]).iloc[0]
@@ -158,7 +158,7 @@ def unstable(points: Sequence[Point], table: pd.DataFrame) -> list[str]:
             count = f"{edges['replicate'].nunique()} of {rows['replicate'].nunique()} replicates"
             side = "below" if first["log_bias"] < 0 else "above"
             lines.append(
-                f"warning: {at}{count} left the stable range of omega, the first {first['replicate']:.0f} at generation "
+                f"warning: {at}{count} left the stable range of omega, replicate {first['replicate']:.0f} first, at generation "
                 f"{first['generation']:.0f}, where omega = {first['omega']:.3g} and, at its eta = {first['eta']:.2g}, stable "
                 f"is {side} {first['edge']:.3g}; use omega near 1 / eta = {1 / first['eta']:.2g} (docs/theory.md)"
             )

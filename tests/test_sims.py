@@ -98,6 +98,10 @@ def test_omega_auto_comes_back_from_its_state_and_shares_no_fit_with_a_number():
         "sweep": {"grid": {"algorithm.omega": [0, 1, "auto"]}},
     }
     assert [len(group) for group in groups(load(Source("x", tree, {})))] == [2, 1]
+    steps = {"kind": "gaussian", "sampler": {"kind": "heun"}}
+    auto = {**tree["algorithm"], "omega": "auto", "algorithm": steps}
+    alone = tree | {"algorithm": auto, "sweep": {"grid": {"algorithm.interval": [None, [0.5, 20.0]]}}}
+    assert [len(group) for group in groups(load(Source("x", alone, {})))] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +150,11 @@ def test_a_budget_of_zero_gives_the_base_bit_for_bit_at_every_omega(algorithm):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"interval": (2.0, 1.0)}, "low < high"), ({"interval": (0.1, 1.0), "algorithm": GaussianFit()}, "sampler with steps")],
+    [
+        ({"interval": (2.0, 1.0)}, "low < high"),
+        ({"interval": (100.0, 200.0)}, "must hold a noise level"),
+        ({"interval": (0.1, 1.0), "algorithm": GaussianFit()}, "sampler with steps"),
+    ],
 )
 def test_an_interval_that_acts_nowhere_is_refused(options, message):
     with pytest.raises(ValueError, match=message):

@@ -268,6 +268,7 @@ def test_moments_that_are_kept_make_two_trainings_one(monkeypatch):
     """Adam goes on as if it had not been interrupted: 30 steps and 30 more are 60 on the same batches, its clock included."""
     start, data = ensemble(dtype=torch.float32), cloud(dtype=torch.float32)
     x, target = (torch.randn((64, 3, 8, k), generator=seeded(k)) for k in (3, 2))
+    monkeypatch.setattr(training, "BLOCK", 64)
     monkeypatch.setattr(training._Course, "_drawn", lambda self, block: (x, target))
     (whole,) = train(start, data, recipe(60), 0)
     (first,) = train(start, data, recipe(30), 0)

@@ -115,12 +115,12 @@ class Control:
         sound = finite(data) & finite(pool)
         judged, classes = self._judged(data, pool, sound, judge_rng)
         pi = _shares(judged, classes, pool.weights)
-        _refuse(pi, sound, f"is named by none of {pool.n} samples of the base; use a larger n_synthetic")
+        _refuse(pi, sound, f"is named by none of {pool.n} samples of the base", "use a larger n_synthetic")
         tau = np.full(classes, 1 / classes) if self.target == "uniform" else np.array(self.target)
         seen = pool.reweighted(pool.weights * self._factors(self._sigma(pi, tau, sound), pi, judged, sound))
         auxiliary = next(iter(self.algorithm.tune(base, seen, [self.budget], tune_rng, work and work.at("auxiliary"))))
         aimed = pool.reweighted(pool.weights * self._factors(tau, pi, judged, sound))
-        pair = Pair(*(_drawing_labels_of(aimed, model) for model in (base, auxiliary)))
+        pair = Pair(*(model for model in (base, auxiliary)))
         return SimsModel(pair, self.omega, self.interval)
 
     def restore(self, state: Mapping[str, Array]) -> SimsModel:
@@ -173,7 +173,7 @@ class Control:
                 f"target holds shares of classes 0 .. {classes - 1}, and the labels go from {labels.min()} to {labels.max()}; "
                 "give every class a share"
             )
-        _refuse(_shares(labels, classes, data.weights), sound, "has no training point; use more points")
+        _refuse(_shares(labels, classes, data.weights), sound, "has no training point", "use more points")
         return nearest_class(data, labels, pool, sound, classes, self.neighbours), classes
 
 
@@ -198,12 +198,12 @@ def _shares(labels: Ints, classes: int, weights: Array) -> Array:
     return np.stack([(weights * (labels == c)).sum(axis=-1) for c in range(classes)], axis=-1)
 
 
-def _refuse(shares: Array, sound: Mask, what: str) -> None:
+def _refuse(shares: Array, sound: Mask, what: str, remedy: str) -> None:
     """Raise ValueError at the first class without a share in a member that is finite."""
     empty = np.argwhere((shares == 0) & sound[..., None])
     if len(empty):
         *where, c = empty[0]
-        raise ValueError(f"class {c} {what}, or fewer classes{_at(where)}")
+        raise ValueError(f"class {c} {what}{_at(where)}; {remedy}, or fewer classes")
 
 
 def _at(where: Any) -> str:

@@ -204,7 +204,12 @@ class ScoreNetFit:
                 f"optimiser: kept needs the last step's parameters, which {other} replaces by others; set it to fresh, or "
                 f"remove {other}"
             )
-        self.steps(self.budget)
+        steps = self.steps(self.budget)
+        if self.early_stopping is not None and steps < self.early_stopping.every:
+            raise ValueError(
+                f"early_stopping looks every {self.early_stopping.every} steps and a fit of this budget has {steps}; lower "
+                "every, or raise budget"
+            )
 
     @property
     def gives(self) -> frozenset[str]:
@@ -284,7 +289,9 @@ class ScoreNetFit:
             raise ValueError(
                 "a score network is trained on points that are vectors, event (d,); set statistics: false, or flatten"
             )
-        x = np.asarray(data.points, dtype=float).reshape(-1, *data.points.shape[-2:])
+        x = np.where(data.weights[..., None] > 0, np.asarray(data.points, dtype=float), 0.0).reshape(
+            -1, *data.points.shape[-2:]
+        )
         w = np.broadcast_to(data.weights, (*data.batch, data.n)).reshape(-1, data.n)
         if scale is not None:
             unit = np.reshape(scale, -1)

@@ -236,8 +236,15 @@ class Sims:
                 "guidance between laws that are not Gaussian has no exact sampler; set the inner algorithm's sampler to "
                 "heun, dpm, euler or ancestral with its steps"
             )
-        if self.interval is not None and getattr(sampler, "kind", None) == "exact":
-            raise ValueError("interval needs a sampler with steps; set the inner algorithm's sampler, or remove interval")
+        if self.interval is not None and sampler is not None:
+            if sampler.kind == "exact":
+                raise ValueError("interval needs a sampler with steps; set the inner algorithm's sampler, or remove interval")
+            low, high = self.interval
+            if not any(low <= level <= high for level in sampler.levels()[:-1]):
+                raise ValueError(
+                    f"interval must hold a noise level of the sampler, which goes from {sampler.sigma_max:g} to "
+                    f"{sampler.sigma_min:g} in {sampler.steps} steps; got {list(self.interval)}"
+                )
 
     @property
     def gives(self) -> frozenset[str]:

@@ -23,13 +23,15 @@ from selfloop.laws import Gaussian
 from selfloop.measure import Array
 
 Interval = tuple[float, float]
+LEAST_BIAS = 0.05
+"""The least |b| at which eta is measured: a ratio of log variances of which n samples leave an error of (2 / (d n))^(1/2)."""
 
 
 def guided(base: Denoise, auxiliaries: Sequence[Denoise], omegas: Sequence[Any], interval: Interval | None = None) -> Denoise:
     """D(x; sigma) = (1 + sum_k omega_k) D_base(x; sigma) - sum_k omega_k D_k(x; sigma) for sigma in `interval`, else D_base.
 
     omegas: a number for each auxiliary, or an array that broadcasts with x (one value a replicate).
-    Raises ValueError if there are not as many omegas as auxiliaries, or no noise level lies in the interval.
+    Raises ValueError if there are not as many omegas as auxiliaries, or the interval is empty.
     """
     if len(auxiliaries) != len(omegas):
         raise ValueError(f"every auxiliary needs an omega, got {len(auxiliaries)} auxiliaries and {len(omegas)} omegas")
@@ -71,12 +73,13 @@ def measured_eta(base: Any, auxiliary: Any, n: int, rng: Generator, steps: int =
     v_r, v_s: of what base and auxiliary draw through `steps` fine steps; v_b: of what the base draws by its own sampler, and so
     of the points that a full fit (eta = 1) would reproduce. Guidance moves ln v by -omega eta b, the base's sampler by b: the
     best omega is about 1 / eta. Covariances are exact where D is affine, else of n points made of the same noise.
-    NaN where the sampler has no bias that could be learned (`exact`). Derived here.
+    NaN where the sampler's bias is too small to be told from the noise of the samples the auxiliary saw, |b| < 0.05, and for
+    `exact`, which has none. Derived here.
     """
     own = base.sampler
     if own.kind == "exact":
         return np.full(base.batch, np.nan), np.zeros(base.batch)
-    fine = Sampler(kind="dpm", steps=steps, sigma_max=own.sigma_max, sigma_min=own.sigma_min, rho=own.rho)
+    fine = Sampler(kind="dpm", steps=max(steps, 4 * own.steps), sigma_max=own.sigma_max, sigma_min=own.sigma_min, rho=own.rho)
     seed = int(rng.integers(2**63))
 
     def log_volume(model: Any, sampler: Sampler) -> Array:
@@ -90,7 +93,8 @@ def measured_eta(base: Any, auxiliary: Any, n: int, rng: Generator, steps: int =
     with np.errstate(divide="ignore", invalid="ignore"):
         fitted = log_volume(base, fine)
         bias = log_volume(base, own) - fitted
-        return (log_volume(auxiliary, fine) - fitted) / bias + 0.0, bias
+        eta = np.where(np.abs(bias) >= LEAST_BIAS, (log_volume(auxiliary, fine) - fitted) / bias, np.nan)
+        return eta + 0.0, bias  # 0 and not -0 where the auxiliary is the base
 
 
 def guided_law(base: Gaussian, auxiliary: Gaussian, omega: float) -> Gaussian:

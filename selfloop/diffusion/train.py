@@ -27,6 +27,8 @@ from selfloop.diffusion.noise import Noise
 from selfloop.diffusion.precondition import PredictionName, coefficients
 from selfloop.protocols import Work
 
+BLOCK = 16
+"""Steps whose random numbers are drawn together, at most: a short training draws few that it does not use."""
 NUMBERS = 2**22
 """Random numbers drawn at once, about."""
 CACHED = 2**19
@@ -195,7 +197,7 @@ class _Course:
         leaves = [leaf for part in self.leaves for leaf in part.values()]
         self.optimiser = torch.optim.Adam(leaves, lr=self.recipe.rate, fused=True)
         self._set_moments(self.moments)
-        self.block = max(1, min(64, NUMBERS // (members * self.recipe.batch * (d + 2))))
+        self.block = max(1, min(BLOCK, NUMBERS // (members * self.recipe.batch * (d + 2))))
         self.loss, self.failed = np.full(members, np.nan), np.zeros(members, dtype=np.int64)
         self.training = self.points
         self.average = None if self.recipe.average is None else PowerAverage(self.recipe.average)
