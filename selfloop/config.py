@@ -442,9 +442,7 @@ def describe(thing: Any, without_sampling: bool = False) -> Any:
     hints = _fields(thing.__class__)
     out: dict[str, Any] = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": registry.path_of(thing)}
     sampling = {name for name, hint in hints.items() if AT_SAMPLING in typing.get_args(hint)} if without_sampling else set()
-    if any(
-        isinstance(getattr(thing, name), str) for name in sampling
-    ):  # `auto`: the fit decides it
+    if "auto" in [getattr(thing, name) for name in sampling]:  # the fit decides it, in the light of the others
         sampling = set()
     for name, hint in hints.items():
         if name not in sampling:

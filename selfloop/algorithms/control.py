@@ -120,7 +120,7 @@ class Control:
         seen = pool.reweighted(pool.weights * self._factors(self._sigma(pi, tau, sound), pi, judged, sound))
         auxiliary = next(iter(self.algorithm.tune(base, seen, [self.budget], tune_rng, work and work.at("auxiliary"))))
         aimed = pool.reweighted(pool.weights * self._factors(tau, pi, judged, sound))
-        pair = Pair(*(model for model in (base, auxiliary)))
+        pair = Pair(*(_drawing_labels_of(aimed, model) for model in (base, auxiliary)))
         return SimsModel(pair, self.omega, self.interval)
 
     def restore(self, state: Mapping[str, Array]) -> SimsModel:
