@@ -8,11 +8,11 @@ BIN := .venv/bin
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-env: .venv/core  ## .venv with the core (about 40 seconds)
+env: .venv/core  ## .venv with the core (about a minute)
 dev: .venv/dev   ## .venv with what the tests need (about half a minute more)
 
 .venv/core: pyproject.toml constraints.txt
-	@echo "--- environment: .venv with the core, about 40 seconds"
+	@echo "--- environment: .venv with the core, about a minute"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch .venv/core
@@ -30,12 +30,12 @@ demo: env  ## run gaussian2d and draw Figure 4 (about a minute and a half on two
 figures: env  ## redraw every figure from saved results
 	$(BIN)/python -m figures
 
-test: dev  ## lint, types and tests (about three minutes on two cores)
+test: dev  ## lint, types and tests (about four minutes on two cores)
 	@echo "--- lint and types, about half a minute"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@echo "--- tests, about a minute and a half on two cores"
+	@echo "--- tests, about two minutes on two cores"
 	$(BIN)/python -m pytest -n 2
 
 slow: dev  ## the tests that take more than five seconds each
@@ -48,7 +48,7 @@ lint: dev  ## format and fix
 types: dev  ## type check
 	$(BIN)/mypy
 
-bench: dev  ## speed, as ratios measured in one run (about two minutes)
+bench: dev  ## speed, as ratios measured in one run (about four minutes)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -s -p no:xdist
 
 docs: dev  ## HTML documentation in docs/_build

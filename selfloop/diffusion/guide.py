@@ -66,7 +66,7 @@ def check_interval(interval: Interval | None) -> None:
 
 
 def measured_eta(base: Any, auxiliary: Any, n: int, rng: Generator, steps: int = 48) -> tuple[Array, Array]:
-    """(eta, b) of two `ScoreModel`s: how far the auxiliary went, and the bias it was to learn; each (*batch,).
+    """(eta, b) of two score models: how far the auxiliary went, and the bias it was to learn; each (*batch,).
 
         b = ln v_b - ln v_r,    eta = (ln v_s - ln v_r) / b,    ln v = ln det cov / d
 
