@@ -66,7 +66,9 @@ ALGORITHMS = {
         (linear_score(features=0), "gaussian"),
         *((linear_score(features=16, basis=basis), "mixture") for basis in ("rbf", "fourier")),
     ],
-    "score_net": [(score_net(), "gaussian"), (score_net(optimiser="kept", average=0.1), "mixture")],
+    "score_net": [
+        (score_net(**o), k) for o, k in (({}, "gaussian"), ({"optimiser": "kept"}, "mixture"), ({"average": 0.1}, "mixture"))
+    ],
     "categorical": [(make("algorithms", "categorical"), "categorical")],
     "regression": [(make("algorithms", "regression", noise=0.5, design=d), "regression") for d in ("fixed", "fresh")],
     "sims": [
