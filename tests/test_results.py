@@ -618,3 +618,13 @@ def test_the_environment_is_written_down_and_a_change_of_it_noted(run):
     run(*ONE)
     assert run.notes == []
     assert len(json.loads(path.read_text())) == 2
+
+
+def test_a_folder_without_finished_work_binds_nobody(tmp_path, config):
+    """A configuration that fails in its first fit can be corrected and run again in the same folder."""
+    run = Run(config, tmp_path / "run")
+    source = read(config, ONE)
+    with RunFolder(run.folder, source, load(source)):
+        pass
+    run(*ONE, "mix.n_real=30")
+    run.refused(*ONE, "mix.n_real=40")
