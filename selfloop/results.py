@@ -135,8 +135,9 @@ class RunFolder:
     def _continue(self) -> None:
         self._read_state()
         now = described(self.points)
-        if "experiment" in self._state and self._state["progress"]:
-            _compare(self.folder, self._state["experiment"], now)
+        if "experiment" in self._state:
+            if self._state["progress"]:
+                _compare(self.folder, self._state["experiment"], now)
             self._check_files()
             if self._state["experiment"]["points"] != now["points"]:
                 self._state["table"] = None
