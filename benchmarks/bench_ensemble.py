@@ -32,11 +32,11 @@ from selfloop.config import groups, load
 from selfloop.data import Law
 from selfloop.diffusion import mlp
 from selfloop.diffusion import sample as diffusion
+from selfloop.diffusion.ensemble import Points, Recipe, Trained, examples, losses, train
 from selfloop.diffusion.noise import Noise
 from selfloop.diffusion.precondition import PredictionName
 from selfloop.diffusion.sample import Sampler
 from selfloop.diffusion.score import gaussian_denoiser
-from selfloop.diffusion.train import Points, Recipe, Trained, examples, losses, train
 from selfloop.laws import Gaussian
 from selfloop.loop import self_consume
 from selfloop.metrics.transport import gaussian_wasserstein2

@@ -11,13 +11,13 @@ import torch
 from selfloop.algorithms.neon import Neon
 from selfloop.algorithms.score_net import ScoreNet, ScoreNetFit
 from selfloop.algorithms.sims import Sims
+from selfloop.diffusion import ensemble as training
 from selfloop.diffusion import sample as diffusion
-from selfloop.diffusion import train as training
+from selfloop.diffusion.ensemble import EarlyStopping
 from selfloop.diffusion.guide import autoguidance
 from selfloop.diffusion.precondition import coefficients
 from selfloop.diffusion.sample import Sampler
 from selfloop.diffusion.score import gaussian_denoiser
-from selfloop.diffusion.train import EarlyStopping
 from selfloop.laws import Gaussian
 from selfloop.loop import self_consume
 from selfloop.measure import Measure, Moments

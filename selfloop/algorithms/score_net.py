@@ -3,7 +3,7 @@
     D(x; sigma) = c_skip x + c_out F(c_in x, ln(sigma / sigma_data) / 4, label)    (`selfloop.diffusion.precondition`)
 
 F is a multilayer perceptron with SiLU (`selfloop.diffusion.mlp`), trained by Adam on denoising score matching
-(`selfloop.diffusion.train`). A budget is counted in million samples seen, steps x batch / 10^6, as in the SIMS paper.
+(`selfloop.diffusion.ensemble`). A budget is counted in million samples seen, steps x batch / 10^6, as in the SIMS paper.
 
 fit     from new random weights, for `budget`
 tune    from the weights of a model, on new data, for the budgets asked for: one trajectory, a model at each
@@ -30,10 +30,10 @@ from selfloop.component import AT_SAMPLING, Count, Fraction, Positive, component
 from selfloop.diffusion import mlp
 from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion.average import LONGEST
+from selfloop.diffusion.ensemble import EarlyStopping, Points, Recipe, Trained, inputs, train
 from selfloop.diffusion.noise import Noise
 from selfloop.diffusion.precondition import PredictionName, coefficients
 from selfloop.diffusion.sample import Sampler
-from selfloop.diffusion.train import EarlyStopping, Points, Recipe, Trained, inputs, train
 from selfloop.measure import Array, Data, Ints, Measure
 from selfloop.protocols import Work
 

@@ -13,12 +13,12 @@ from scipy.special import ndtri
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from selfloop.diffusion import ensemble as training
 from selfloop.diffusion import mlp
-from selfloop.diffusion import train as training
 from selfloop.diffusion.average import PowerAverage
+from selfloop.diffusion.ensemble import EarlyStopping, Points, Recipe, clip_members, examples, losses, train
 from selfloop.diffusion.noise import EDGE, Noise
 from selfloop.diffusion.precondition import coefficients
-from selfloop.diffusion.train import EarlyStopping, Points, Recipe, clip_members, examples, losses, train
 
 PREDICTIONS = ["edm", "v", "epsilon", "sample", "velocity"]
 
