@@ -6,7 +6,7 @@ from typing import Any
 from selfloop.experiment import Experiment
 from selfloop.protocols import GIVES, Tunable
 from selfloop.reading import Fault, Path_
-from selfloop.registry import kind_of
+from selfloop.registry import kind_of, registered, target
 
 
 def check(experiment: Experiment) -> list[Fault]:
@@ -14,6 +14,7 @@ def check(experiment: Experiment) -> list[Fault]:
     return [
         *_check_nesting(experiment.algorithm, ("algorithm",)),
         *_check_real(experiment),
+        *_check_images(experiment),
         *_check_trackers(experiment),
         *(_check_statistics(experiment) if experiment.statistics else ()),
         *_check_mix(experiment),
@@ -37,15 +38,40 @@ def _check_nesting(algorithm: Any, path: Path_) -> Iterator[Fault]:
     yield from _check_nesting(inner, (*path, "algorithm"))
 
 
+def _algorithms(experiment: Experiment) -> Iterator[tuple[Any, Path_]]:
+    """Every algorithm that is fitted to real data, inner ones too, from the outside in."""
+    pollution = experiment.mix.pollution
+    begun: list[tuple[Any, Path_]] = [(experiment.algorithm, ("algorithm",))]
+    begun += [] if pollution is None else [(pollution.algorithm, ("mix", "pollution", "algorithm"))]
+    for thing, path in begun:
+        while thing is not None:
+            yield thing, path
+            thing, path = getattr(thing, "algorithm", None), (*path, "algorithm")
+
+
 def _check_real(experiment: Experiment) -> Iterator[Fault]:
     """What algorithms, inner ones too, need of the real data."""
-    thing: Any = experiment.algorithm
-    path: Path_ = ("algorithm",)
-    while thing is not None:
+    for thing, path in _algorithms(experiment):
         for need in sorted(getattr(thing, "needs_real", frozenset()) - getattr(experiment.real, "gives", frozenset())):
             text = f"needs real data with {GIVES[need]}, and {kind_of(experiment.real)} has none; use another source"
             yield Fault(path, text)
-        thing, path = getattr(thing, "algorithm", None), (*path, "algorithm")
+
+
+def _check_images(experiment: Experiment) -> Iterator[Fault]:
+    """Images are trained on one replicate at a time, by what is made for them; of a stranger's class that is not known."""
+    if "images" not in getattr(experiment.real, "gives", frozenset()):
+        return
+    if experiment.chunk != 1:
+        yield Fault(("chunk",), f"images are trained one replicate at a time; set chunk: 1; got {experiment.chunk}")
+    instead = f"is for vectors, and the real data ({kind_of(experiment.real)}) is images"
+    for thing, path in _algorithms(experiment):
+        if not hasattr(thing, "algorithm") and _lacks(thing, frozenset({"images"})):
+            yield Fault(path, f"{kind_of(thing)} {instead}; use edm")
+    parts: list[tuple[Any, Path_]] = [(tracker, ("track", name)) for name, tracker in experiment.track.items()]
+    parts += [(curator, ("mix", "curators", number)) for number, curator in enumerate(experiment.mix.curators)]
+    for thing, path in parts:
+        if target(thing) in registered() and "images" not in getattr(thing, "needs_source", frozenset()):
+            yield Fault(path, f"{kind_of(thing)} {instead}; remove it")
 
 
 def _check_trackers(experiment: Experiment) -> Iterator[Fault]:

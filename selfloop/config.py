@@ -441,9 +441,8 @@ def describe(thing: Any, without_sampling: bool = False) -> Any:
         return thing
     hints = _fields(thing.__class__)
     out: dict[str, Any] = {} if "kind" in hints or type(thing) in _SECTIONS else {"kind": registry.path_of(thing)}
-    sampling = {name for name, hint in hints.items() if AT_SAMPLING in typing.get_args(hint)} if without_sampling else set()
-    if "auto" in [getattr(thing, name) for name in sampling]:  # the fit decides it, in the light of the others
-        sampling = set()
+    marked = {name for name, hint in hints.items() if AT_SAMPLING in typing.get_args(hint)}
+    sampling = getattr(thing, "sampling_fields", marked) if without_sampling else set()
     for name, hint in hints.items():
         if name not in sampling:
             out[name] = describe(getattr(thing, name))

@@ -8,6 +8,7 @@ from pydantic import Field, Strict, WithJsonSchema
 
 from selfloop.component import Count, Switch, component
 from selfloop.data import SourceFactory
+from selfloop.embed import Embedding
 from selfloop.madness import Madness
 from selfloop.metrics.track import Tracker
 from selfloop.mix import Mix
@@ -19,6 +20,7 @@ SLOTS: dict[Any, str] = {
     SourceFactory: "sources",
     Tracker: "trackers",
     Curator: "curators",
+    Embedding: "embeddings",
 }
 """Fields that take any member of a group of the registry, by `kind`."""
 

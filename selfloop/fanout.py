@@ -3,7 +3,9 @@
 A unit is a chunk of replicates of a group of sweep points that share their first fit. Work goes in rounds of a few seconds:
 each worker is dealt units, advances them until the round is over, and returns rows and states, which the parent alone writes.
 So a kill loses one round at most, no worker needs the folder, and the backend is whatever joblib offers. A fit that takes
-longer than a round saves itself in the run folder, if that is on the worker's machine too.
+longer than a round saves itself in the run folder, if that is on the worker's machine too, and says there how far it is.
+
+Processes that compute together (`selfloop.ranks`) go through the same rounds in step, one generation of one loop each.
 """
 
 import importlib.util
@@ -14,15 +16,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from selfloop import ranks
 from selfloop.config import Point, fit_key, groups, load
 from selfloop.experiment import Experiment
 from selfloop.loop import self_consume
@@ -30,9 +34,9 @@ from selfloop.measure import Array, Data, Measure, Moments
 from selfloop.metrics.track import View
 from selfloop.protocols import Algorithm, Generation, Model
 from selfloop.reading import Source
-from selfloop.results import Block, RunFolder
+from selfloop.results import Block, Places, RunFolder
 from selfloop.streams import NamedStreams
-from selfloop.work import FolderWork
+from selfloop.work import FolderWork, Notice
 
 ROUND_SECONDS = 2.0
 UNITS_A_ROUND = 16
@@ -43,7 +47,9 @@ Saved = dict[str, Array]
 Report = Callable[[str, int, int], None]
 """(point key, chunk, generation reached)"""
 Tell = Callable[..., None]
-"""(point key, chunk, steps done, steps in all, **numbers): how far a fit is."""
+"""(point key, chunk, names of the part, done, total, **numbers): how far a fit is."""
+NOTICE_SECONDS = 1.0
+"""How often the parent looks for what the fits in workers say of themselves."""
 
 
 class LoopError(Exception):
@@ -58,7 +64,7 @@ class BackendError(Exception):
 class Task:
     """What a worker is given: a unit, and where the points of it stand that are to be advanced.
 
-    folder: the run folder, as the parent sees it; work: point key -> where in it the fits of a loop save themselves.
+    folder: the run folder, as the parent sees it; places: point key -> where in it a loop keeps what it saves on the way.
     """
 
     source: Source
@@ -68,7 +74,7 @@ class Task:
     history: dict[str, list[Saved]]
     first: Saved | None
     folder: str
-    work: dict[str, str]
+    places: dict[str, Places]
 
 
 @dataclass
@@ -123,10 +129,12 @@ def _loaded_groups(task: Task) -> list[list[Point]]:
     return _loaded(task.source.file, json.dumps(task.source.tree))
 
 
-def advance(tasks: Sequence[Task], seconds: float, report: Report | None = None, tell: Tell | None = None) -> list[Outcome]:
+def advance(
+    tasks: Sequence[Task], seconds: float, report: Report | None = None, tell: Tell | None = None, written: bool = False
+) -> list[Outcome]:
     """Advance units one after the other until the time is up; the first of them by one generation at least.
 
-    Raises LoopError if a loop fails.
+    written: put what the fits say of themselves into files, for a parent in another process. Raises LoopError if a loop fails.
     """
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []
@@ -136,49 +144,88 @@ def advance(tasks: Sequence[Task], seconds: float, report: Report | None = None,
         for task in tasks:
             if outcomes and time.monotonic() >= deadline:
                 break
-            outcomes.append(_advance_unit(task, deadline, report, tell))
+            outcomes.append(_advance_unit(task, deadline, report, tell, written))
     return outcomes
 
 
-def _advance_unit(task: Task, deadline: float, report: Report | None, tell: Tell | None) -> Outcome:
+def _advance_unit(task: Task, deadline: float, report: Report | None, tell: Tell | None, written: bool) -> Outcome:
     points = _loaded_groups(task)[task.group]
     outcome = Outcome(task.group, task.chunk, task.first)
     for point in points:
         if task.done.get(point.key, point.experiment.generations) < point.experiment.generations:
+            heard = _notice(task, point.key) if written else tell and partial(tell, point.key, task.chunk)
             with _located(task, point, outcome):
-                _advance_loop(task, point, outcome, deadline, report, _work(task, point, tell))
+                _advance_loop(task, point, outcome, deadline, report, _Desk.of(task, point, heard))
             if time.monotonic() >= deadline:
                 break
     return outcome
 
 
-def _work(task: Task, point: Point, tell: Tell | None) -> FolderWork | None:
-    """Where the fits of a loop save themselves; None on a machine that has no such folder or may not write to it."""
-    if not os.access(task.folder, os.W_OK):
-        return None
-    return FolderWork(Path(task.folder, task.work[point.key]), tell=tell and partial(tell, point.key, task.chunk))
+def _notice(task: Task, key: str) -> Notice:
+    return Notice(Path(task.folder, task.places[key].work, "notice.json"), NOTICE_SECONDS)
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """Where a loop keeps what it saves on the way; nothing on a machine that has no such folder or may not write to it."""
+
+    work: FolderWork | None = None
+    pollution: FolderWork | None = None
+    keep: FolderWork | None = None
+
+    @classmethod
+    def of(cls, task: Task, point: Point, tell: Tell | None) -> "_Desk":
+        if not os.access(task.folder, os.W_OK):
+            return cls()
+        folder, places = Path(task.folder), task.places[point.key]
+        pollution = None
+        if places.pollution is not None:
+            shelf = folder / "snapshots" / places.pollution
+            pollution = FolderWork(folder / "work" / places.pollution, tell=tell, shelf=shelf, names=("pollution",))
+        return cls(
+            FolderWork(folder / places.work, tell=tell, shelf=folder / places.shelf),
+            pollution,
+            FolderWork(folder / places.kept, tell=tell, shelf=folder / places.kept, names=("kept",)),
+        )
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """The loop of a point and a chunk, for which some things are made once; the desk makes no difference to them."""
+
+    file: str
+    tree: str
+    group: int
+    chunk: int
+    key: str
+    desk: _Desk = field(compare=False)
 
 
 @lru_cache(maxsize=8)
-def _start(file: str, tree: str, group: int, chunk: int, key: str) -> tuple[NamedStreams, Any, Data]:
+def _start(loop: _Beginning) -> tuple[NamedStreams, Any, Data]:
     """Streams, p_r and the real data of a loop: kept from round to round, for a model that pollutes them takes a fit."""
-    (experiment,) = (point.experiment for point in _loaded(file, tree)[group] if point.key == key)
-    streams = NamedStreams(experiment.seed, chunk, key if experiment.sweep.independent else "")
-    source = experiment.real.replicated(chunks(experiment)[chunk][1], streams(0, "source"))
-    return streams, source, experiment.mix.first(source, streams, experiment.statistics)
+    (experiment,) = (point.experiment for point in _loaded(loop.file, loop.tree)[loop.group] if point.key == loop.key)
+    streams = NamedStreams(experiment.seed, loop.chunk, loop.key if experiment.sweep.independent else "")
+    source = experiment.real.replicated(chunks(experiment)[loop.chunk][1], streams(0, "source"))
+    with ExitStack() as stack:
+        work = loop.desk.pollution
+        if work is not None and ranks.world() == 1:  # points that share this fit wait for it, and find it made
+            work.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(filelock.FileLock(str(work.folder / "lock")))
+        return streams, source, experiment.mix.first(source, streams, experiment.statistics, work)
 
 
-def _advance_loop(
-    task: Task, point: Point, outcome: Outcome, deadline: float, report: Report | None, work: FolderWork | None
-) -> None:
+def _advance_loop(task: Task, point: Point, outcome: Outcome, deadline: float, report: Report | None, desk: _Desk) -> None:
     experiment, mix = point.experiment, point.experiment.mix
     offset, replicates = chunks(experiment)[task.chunk]
-    streams, source, real = _start(task.source.file, json.dumps(task.source.tree), task.group, task.chunk, point.key)
+    tree = json.dumps(task.source.tree)
+    streams, source, real = _start(_Beginning(task.source.file, tree, task.group, task.chunk, point.key, desk))
     algorithm = Shared(experiment.algorithm, real, outcome.first)
     history = [unpack(saved, experiment.algorithm) for saved in task.history.get(point.key, [])]
     saved = outcome.saved.setdefault(point.key, [])
-    for generation in self_consume(source, real, algorithm, mix, experiment.generations, streams, history, work):
-        outcome.blocks += _blocks(point, task.chunk, offset, View(generation, source, streams, replicates))
+    for generation in self_consume(source, real, algorithm, mix, experiment.generations, streams, history, desk.work):
+        work = desk.work and desk.work.at(f"generation-{generation.index}").at("track")
+        outcome.blocks += _blocks(point, task.chunk, offset, View(generation, source, streams, replicates, work, desk.keep))
         saved.append((generation.index, pack(generation, mix.warm is not None)))
         if mix.memory is not None:
             del saved[: -mix.memory]
@@ -192,7 +239,8 @@ def _advance_loop(
 def _blocks(point: Point, chunk: int, offset: int, view: View) -> list[Block]:
     """The rows of a generation: values of the replicates that have not diverged, and marks for those that just did."""
     generation = view.generation
-    alive, lost_now = generation.diverged == 0, generation.diverged == generation.index
+    diverged = np.atleast_1d(generation.diverged)  # unbatched data is one replicate
+    alive, lost_now = diverged == 0, diverged == generation.index
     ids = offset + np.arange(len(alive), dtype=np.int32)
     blocks = []
     if lost_now.any():
@@ -208,8 +256,8 @@ def _blocks(point: Point, chunk: int, offset: int, view: View) -> list[Block]:
         if members == 0 or not tracker.due(generation.index):
             continue
         seen = alive[:members]
-        for metric, values in tracker(View(generation, view.source, view.streams, members)).items():
-            row = (ids[:members][seen], np.asarray(values, dtype=np.float64)[seen])
+        for metric, values in tracker(replace(view, members=members)).items():
+            row = (ids[:members][seen], np.atleast_1d(np.asarray(values, dtype=np.float64))[seen])
             blocks.append(Block(point.key, chunk, generation.index, metric, *row))
     return blocks
 
@@ -235,7 +283,7 @@ def _located(task: Task, point: Point, outcome: Outcome) -> Iterator[None]:
 
 
 def pack(generation: Generation, keep_model: bool) -> Saved:
-    """What a loop needs of a generation to go on, as plain arrays."""
+    """What a loop needs of a generation to go on, as plain arrays; samples that are mapped into memory stay there."""
     drawn = generation.drawn
     out: dict[str, Any] = {"index": np.array(generation.index), "diverged": generation.diverged}
     if isinstance(drawn, Moments):
@@ -276,12 +324,13 @@ def run(
     """Advance every unit of an experiment to its end, committing each round of so many seconds to the folder.
 
     parallel: a joblib.Parallel to deal the rounds to (None: here, in this process); report(point, chunk, generation) is called
-    when a loop has moved on, tell(point, chunk, done, total, **numbers) when a fit in this process has. Raises LoopError if a
-    loop fails or a worker is lost.
+    when a loop has moved on, tell(point, chunk, names, done, total, **numbers) when a fit has, from a thread if that is in a
+    worker. Raises LoopError if a loop fails or a worker is lost.
     """
     from joblib import delayed
 
     source = Source(source.file, source.tree, {})
+    seconds = seconds if ranks.world() == 1 else 0.0  # the clocks of several processes would not agree
     grouped = groups(points)
     pending = [(group, chunk) for group in range(len(grouped)) for chunk in range(len(chunks(points[0].experiment)))]
     while pending := [(group, chunk) for group, chunk in pending if _open(grouped[group], chunk, folder)]:
@@ -290,8 +339,8 @@ def run(
         if parallel is None:
             results = [advance(deal, seconds, report, tell) for deal in deals]
         else:
-            with _kept_workers():
-                results = parallel(delayed(advance)(deal, seconds) for deal in deals)
+            with _kept_workers(), _heard(deals, tell):
+                results = parallel(delayed(advance)(deal, seconds, written=tell is not None) for deal in deals)
         outcomes = [outcome for result in results for outcome in result]
         _commit_round(outcomes, grouped, folder)
         if parallel is not None and report:
@@ -312,18 +361,48 @@ def _deal(source: Source, grouped: Sequence[Sequence[Point]], hand: Sequence[tup
     for group, chunk in hand:
         done: dict[str, int] = {}
         history: dict[str, list[Saved]] = {}
-        work: dict[str, str] = {}
+        places: dict[str, Places] = {}
         for point in _open(grouped[group], chunk, folder):
             size = folder.history_bytes(point, chunk)
             if size > room and (tasks or done):
                 continue
             room -= size
             done[point.key], history[point.key] = folder.progress(point, chunk).done, folder.history(point, chunk)
-            work[point.key] = folder.work(point, chunk)
+            places[point.key] = folder.places(point, chunk)
         if done:
             first = folder.first(fit_key(grouped[group][0]), chunk)
-            tasks.append(Task(source, group, chunk, done, history, first, place, work))
+            tasks.append(Task(source, group, chunk, done, history, first, place, places))
     return tasks
+
+
+@contextmanager
+def _heard(deals: Sequence[Sequence[Task]], tell: Tell | None) -> Iterator[None]:
+    """While workers are busy, tell what they write of how far their fits are."""
+    if tell is None:
+        yield
+        return
+    notices = [(key, task.chunk, _notice(task, key)) for deal in deals for task in deal for key in task.done]
+    for _, _, notice in notices:  # of a run that was killed
+        notice.path.unlink(missing_ok=True)
+    over = threading.Event()
+
+    def listen() -> None:
+        last: dict[tuple[str, int], Any] = {}
+        while not over.wait(NOTICE_SECONDS):
+            for key, chunk, notice in notices:
+                told = notice.read()
+                if told is not None and told != last.get((key, chunk)):
+                    last[key, chunk] = told
+                    names, done, total, numbers = told
+                    tell(key, chunk, names, done, total, **numbers)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        over.set()
+        listener.join()
 
 
 def _commit_round(outcomes: Sequence[Outcome], grouped: Sequence[Sequence[Point]], folder: RunFolder) -> None:
@@ -386,8 +465,12 @@ def executor(backend: str, scheduler: str | None, workers: int | None, units: in
             yield parallel, count
 
 
-def check_backend(backend: str, scheduler: str | None) -> None:
-    """Raise BackendError for a name that is not known, a scheduler where none belongs, or a package that is not installed."""
+def check_backend(backend: str, scheduler: str | None, workers: int | None = None) -> int | None:
+    """How many workers there are to be, None = as many as there is room for.
+
+    Raises BackendError for a name that is not known, a scheduler where none belongs, a package that is not installed, and for
+    workers of processes that compute together.
+    """
     if backend not in BACKENDS:
         raise BackendError(f"--backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     needed = BACKENDS[backend]
@@ -395,6 +478,15 @@ def check_backend(backend: str, scheduler: str | None) -> None:
         raise BackendError(f"--scheduler belongs to --backend dask or ray, and the backend is {backend}; got {scheduler!r}")
     if needed is not None and importlib.util.find_spec(needed[0]) is None:
         raise BackendError(f"--backend {backend} needs the package {needed[0]}, which is not installed; run: {needed[1]}")
+    if ranks.world() == 1:
+        return workers
+    if needed is not None or workers not in (None, 1):
+        asked = f"--backend {backend}" if needed is not None else f"--workers {workers}"
+        raise BackendError(
+            f"under torchrun {ranks.world()} processes compute one loop together and have no workers; got {asked}: say "
+            "--workers 1 and no --backend"
+        )
+    return 1
 
 
 @contextmanager

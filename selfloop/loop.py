@@ -29,9 +29,9 @@ def self_consume(
     """Fit, sample, mix, again; yield every generation up to `generations`, the first one fitted to `real` alone.
 
     history: the generations of an earlier, interrupted call, as far back as `mix.memory` reaches; the loop goes on after the
-    last of them and yields what the uninterrupted call would have. work: where a fit that was cut goes on, one part a
-    generation. A replicate whose law is no longer finite is marked as diverged and from then on fed the real data, so that its
-    neighbours in the batch never notice; do not read its models.
+    last of them and yields what the uninterrupted call would have. work: where what was cut goes on, one part a generation; in
+    it `hand on` is what is drawn, the rest the fit. A replicate whose law is no longer finite is marked as diverged and from
+    then on fed the real data, so that its neighbours in the batch never notice; do not read its models.
     Raises ValueError if the first generation is singular, or finite in no replicate: there is no law for the real data.
     """
     past = list(history)
@@ -43,7 +43,7 @@ def self_consume(
             model: Model = next(iter(tuned))
         else:
             model = algorithm.fit(data, streams(index, "fit"), part)  # named streams: a longer fit cannot move the draws
-        drawn = mix.hand_on(model, source, real, index, streams)
+        drawn = mix.hand_on(model, source, real, index, streams, part and part.at("hand on"))
         lost = ~finite(drawn)
         if index == 1:
             _check_first(model, lost)

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+READ = 1024
+"""Rows of unbatched data that are read at once to be looked at."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -297,9 +300,12 @@ def finite(data: Data) -> NDArray[np.bool_]:
     """Which members of the batch are finite throughout; shape (*batch,)."""
     if isinstance(data, Moments):
         return np.asarray(np.isfinite(data.mean).all(axis=-1) & np.isfinite(data.cov).all(axis=(-2, -1)))
-    points = np.asarray(data.points)
-    if not np.issubdtype(points.dtype, np.floating):
+    if not np.issubdtype(data.points.dtype, np.floating):
         return np.ones(data.batch, dtype=bool)
+    if not data.batch:  # may be lazy, and larger than the memory
+        pieces = (data.points[start : start + READ] for start in range(0, data.n, READ))
+        return np.asarray(all(bool(np.isfinite(piece).all()) for piece in pieces))
+    points = np.asarray(data.points)
     return np.asarray(np.isfinite(points).all(axis=tuple(range(len(data.batch), points.ndim))))
 
 
@@ -313,6 +319,8 @@ def with_members_of(data: Data, members: NDArray[np.bool_], other: Data) -> Data
         )
     if not isinstance(data, Measure) or not isinstance(other, Measure):
         raise TypeError("members are exchanged between two measures or two moments")
+    if not data.batch:
+        return replace(data, points=_take(other.points, np.arange(data.n) % other.n, 0)) if members else data
     axis = len(data.batch)
     rows = np.take(np.asarray(other.points), np.arange(data.n) % other.n, axis=axis)
     mask = members.reshape(*members.shape, *(1 for _ in range(1 + len(data.event))))

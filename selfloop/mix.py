@@ -22,7 +22,7 @@ from numpy.random import Generator
 
 from selfloop.component import Count, Counts, Fraction, Fractions, NonNegative, Positive, Ratios, component, scheduled
 from selfloop.measure import Array, Data, Ints, Measure, Moments, concatenate
-from selfloop.protocols import Algorithm, BiasedModel, Curator, Generation, Model, Source, Streams, drawn_like
+from selfloop.protocols import Algorithm, BiasedModel, Curator, Generation, Model, Source, Streams, Work, drawn_like
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,14 @@ class Pollution:
     n: Count
     algorithm: Algorithm
 
-    def __call__(self, real: Data, streams: Streams) -> Data:
-        """D_r + D_p: `algorithm` is fitted to D_r, and n of its samples, marked as drawn by generation 1, are added."""
-        model = self.algorithm.fit(real, streams(0, "pollution fit"))
-        return concatenate([real, drawn_like(real, model, self.n, streams(0, "pollution")).stamped(1)])
+    def __call__(self, real: Data, streams: Streams, work: Work | None = None) -> Data:
+        """D_r + D_p: `algorithm` is fitted to D_r, and n of its samples, marked as drawn by generation 1, are added.
+
+        The fit does not depend on n, nor do the first samples: others that are polluted by it may have the same `work`.
+        """
+        model = self.algorithm.fit(real, streams(0, "pollution fit"), work and work.at("fit"))
+        drawn = drawn_like(real, model, self.n, streams(0, "pollution"), work and work.at(f"{self.n} samples"))
+        return concatenate([real, drawn.stamped(1)])
 
 
 LoopName = Literal["fully_synthetic", "augment", "fresh", "accumulate", "accumulate_subsample"]
@@ -152,10 +156,10 @@ class Mix:
     def _corrections(self, generation: int) -> int:
         return self.synthetic_size(generation + 1) if self.correction > 0 else 0
 
-    def first(self, source: Source, streams: Streams, statistics: bool = False) -> Data:
-        """The real data of generation 1, pollution included."""
+    def first(self, source: Source, streams: Streams, statistics: bool = False, work: Work | None = None) -> Data:
+        """The real data of generation 1, pollution included; work: of the fit that pollutes."""
         real = source.take(0, self.real_size(1), streams(1, "real"), statistics).stamped(0)
-        return real if self.pollution is None else self.pollution(real, streams)
+        return real if self.pollution is None else self.pollution(real, streams, work)
 
     def real(self, source: Source, first: Data, generation: int, streams: Streams) -> Data:
         """The real part of a generation: `first`, or new rows where the loop is fresh."""
@@ -184,20 +188,23 @@ class Mix:
             raise TypeError("accumulate_subsample draws points from its pool and moments have none; set statistics: false")
         return subsampled(pool, min(real.n, pool.n), rng)
 
-    def hand_on(self, model: Model, source: Source, real: Data, generation: int, streams: Streams) -> Data:
+    def hand_on(
+        self, model: Model, source: Source, real: Data, generation: int, streams: Streams, work: Work | None = None
+    ) -> Data:
         """What a generation gives the next: samples of its model, biased, corrected and curated as this mix says."""
         n = self.synthetic_size(generation + 1)
         if self.bias != 1:
             if not isinstance(model, BiasedModel):
                 raise TypeError(f"{type(model).__name__} has no sampling bias; remove mix.bias")
             model = model.biased(self.bias)
-        drawn = drawn_like(real, model, n, streams(generation, "draw")).stamped(generation)
+        drawn = drawn_like(real, model, n, streams(generation, "draw"), work and work.at("draw")).stamped(generation)
         if self.correction > 0:
             start = self.real_rows(generation - 1) + self._new_real(generation)
             fresh = source.take(start, n, streams(generation, "correction"), isinstance(drawn, Moments)).stamped(0)
             drawn = concatenate([drawn, fresh], [1.0, self.correction])
         for number, curator in enumerate(self.curators):
-            drawn = curator(drawn, streams(generation, f"curator {number}")).apply(cast(Measure, drawn))
+            part = work and work.at(f"curator {number}")
+            drawn = curator(drawn, streams(generation, f"curator {number}"), part).apply(cast(Measure, drawn))
         return drawn
 
 
@@ -209,6 +216,9 @@ def subsampled(data: Measure, n: int, rng: Generator) -> Measure:
     """
     with np.errstate(divide="ignore"):
         order = np.argsort(-np.log1p(-rng.random((*data.batch, data.n))) / data.weights, axis=-1)[..., :n]
+
+    if not data.batch:
+        return data.subset(order).reweighted((data.weights[order] > 0).astype(float))
 
     def pick(values: Ints | Array) -> Any:
         return np.take_along_axis(np.broadcast_to(values, (*data.batch, data.n)), order, axis=-1)

@@ -7,6 +7,7 @@ configuration is read and not after an hour; an algorithm without it is asked at
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -31,6 +32,7 @@ GIVES = {
     "labels": "class labels",
     "categories": "categories",
     "regression": "a regression of its last coordinate",
+    "images": "images",
 }
 """What a model or a source of real data may offer beyond its samples, in the words of messages."""
 
@@ -41,7 +43,14 @@ class Work(Protocol):
 
     A fit that was cut is called again with the same data and the same random stream: it loads what it last saved and ends where
     it would have ended. It asks whether a save is due between blocks of steps, and may save once more when it is done.
+
+    shelf: a folder that outlasts the fit, for snapshots, pictures and logs, or None where there is no such place; whoever
+    writes there makes it first. Processes that compute together (`selfloop.ranks`) call the same methods in the same order, and
+    the first one writes: by itself, but for the shelf and the rows of an array.
     """
+
+    @property
+    def shelf(self) -> Path | None: ...
 
     def at(self, name: str) -> "Work":
         """The work of a part of the fit, by a name that no other part has."""
@@ -53,6 +62,13 @@ class Work(Protocol):
 
     def save(self, **arrays: Array) -> None:
         """Put these arrays in the place of what was saved: all of them, or after a kill none."""
+        ...
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """An array in a file, zeros at first, that is written in place and found again, as it was left, when the fit goes on.
+
+        For what is too large to be saved as a whole: samples. Another shape or type under the same name begins anew.
+        """
         ...
 
     def due(self) -> bool:

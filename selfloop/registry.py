@@ -1,7 +1,8 @@
 """The one registry: what a `kind` in a YAML file names. Modules are imported only when named.
 
-A kind is a name below, an entry point (`selfloop.algorithms`, `selfloop.sources`, `selfloop.trackers`, `selfloop.curators`),
-or `package.module:Class` for a class of one's own, where Python finds it: `python -m selfloop.run` searches the current folder.
+A kind is a name below, an entry point (`selfloop.algorithms`, `selfloop.sources`, `selfloop.trackers`, `selfloop.curators`,
+`selfloop.embeddings`), or `package.module:Class` for a class of one's own, where Python finds it: `python -m selfloop.run`
+searches the current folder.
 """
 
 import difflib
@@ -20,8 +21,10 @@ KINDS: dict[str, dict[str, str]] = {
         "categorical": "selfloop.algorithms.categorical:CategoricalFit",
         "regression": "selfloop.algorithms.regression:RegressionFit",
         "score_net": "selfloop.algorithms.score_net:ScoreNetFit",
+        "edm": "selfloop.algorithms.edm:Edm",
         "sims": "selfloop.algorithms.sims:Sims",
         "neon": "selfloop.algorithms.neon:Neon",
+        "autoguidance": "selfloop.algorithms.autoguidance:Autoguidance",
         "control": "selfloop.algorithms.control:Control",
     },
     "sources": {
@@ -30,6 +33,7 @@ KINDS: dict[str, dict[str, str]] = {
         "categorical": "selfloop.data:CategoricalSource",
         "regression": "selfloop.data:RegressionSource",
         "digits": "selfloop.data:Digits",
+        "images": "selfloop.images:Images",
         "eight_gaussians": "selfloop.plane:EightGaussians",
         "grid": "selfloop.plane:Grid",
         "rings": "selfloop.plane:Rings",
@@ -52,10 +56,18 @@ KINDS: dict[str, dict[str, str]] = {
         "categories": "selfloop.metrics.track:Categories",
         "excess_risk": "selfloop.metrics.track:ExcessRisk",
         "class_shares": "selfloop.metrics.track:ClassShares",
+        "image_quality": "selfloop.metrics.images:ImageQuality",
     },
     "curators": {
         "truncate": "selfloop.curate.select:Truncate",
         "reward": "selfloop.curate.reweight:Reward",
+    },
+    "embeddings": {
+        "pixels": "selfloop.embed:PixelEmbedding",
+        "classifier": "selfloop.embed:ClassifierEmbedding",
+        "inception": "selfloop.embed:Inception",
+        "dinov2": "selfloop.embed:Dinov2",
+        "clip": "selfloop.embed:Clip",
     },
 }
 

@@ -2,16 +2,22 @@
 
     config.yaml          the experiment, every default filled in; it can be run again
     environment.json     versions, one entry for each that the run was continued under
+    data.json            real data that comes from files: where it was, and what names its content, the SHA-256 among it
     generations.parquet  the finished table: one column a swept path, then replicate, generation, metric, value
     state.json           the commit point: the experiment, and which parts and states count
     state.copy.json      the same, for when state.json is damaged
     parts/ states/       rows as they came, and what the loops need to go on
-    work/                what fits that take long save of themselves, until their generation counts
+    work/                what fits that take long save of themselves, until their generation counts; models that pollute
+                         the real data, until the run is finished
+    snapshots/           what outlasts a fit: <point>/<chunk>/generation-G/<part>, snapshots, pictures, logs
+    kept/                what trackers make once a run, a trained classifier for example
 
 Every file is written under a temporary name, synced and renamed; state.json after what it names, and what it no longer
 names is removed after that. A file that it does not name does not count, so a kill loses what was under way and nothing
-else. Files are checked against their hashes when a run continues. The table is sorted when it is merged: its bytes do not
-depend on kills, workers or time.
+else. Files are checked against their hashes when a run continues. What is in the last three folders does not count: a run
+that finds them empty makes it again. The table is sorted when it is merged: its bytes do not depend on kills, workers or time.
+
+Of processes that compute together (`selfloop.ranks`) the first one has the folder; the others follow it from commit to commit.
 """
 
 import contextlib
@@ -23,11 +29,11 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import filelock
 import numpy as np
@@ -36,6 +42,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from selfloop import ranks
 from selfloop.config import Point, describe, resolved
 from selfloop.measure import Array
 from selfloop.reading import Source
@@ -48,6 +55,12 @@ GROWING = ("generations", "replicates")
 """What may become more; no fit depends on it."""
 
 STATES = ("state.json", "state.copy.json")
+PLACES = ("work", "snapshots", "kept")
+"""Folders of what does not count."""
+
+POINTS = "-points.npy"
+LARGE = 2**24
+"""Bytes from which the points of a saved generation have a file of their own, which is mapped into memory and not read."""
 
 
 class RunError(Exception):
@@ -74,6 +87,19 @@ class Progress:
     files: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where in a run folder a loop keeps what does not count: its fits and the one of its pollution, by all they depend on.
+
+    pollution: a part of `work/` and of `snapshots/` that several loops may share; None where data is not polluted.
+    """
+
+    work: str
+    shelf: str
+    pollution: str | None
+    kept: str = "kept"
+
+
 BLOCKS = pa.schema(
     [
         ("point", pa.string()),
@@ -95,7 +121,7 @@ class RunFolder:
     """One experiment's folder, locked while it is open. Use as a context manager.
 
     repair: start loops over whose saved files are damaged. Raises RunError if the folder is in use, cannot be written,
-    belongs to another configuration, is no run folder, or is damaged.
+    belongs to another configuration or other data, is no run folder, or is damaged, and if the data cannot be read.
     """
 
     def __init__(self, folder: Path, source: Source, points: Sequence[Point], repair: bool = False):
@@ -106,8 +132,17 @@ class RunFolder:
         self._config = yaml.safe_dump(resolved(source, points), sort_keys=False, width=120).encode()
         self._state: dict[str, Any] = {"version": 1, "parts": [], "progress": {}, "first": {}, "hashes": {}}
         self._state |= {"commits": 0, "table": None}
+        self._data = fingerprints(points)
 
     def __enter__(self) -> "RunFolder":
+        if ranks.rank() == 0:
+            self._open()
+        ranks.barrier()
+        if ranks.rank() > 0:
+            self._follow()
+        return self
+
+    def _open(self) -> None:
         with self._explained("open"):
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._is_new():
@@ -125,33 +160,49 @@ class RunFolder:
         except BaseException:
             self._lock.release()
             raise
-        return self
+
+    def _follow(self) -> None:
+        """See what the first process has written."""
+        with self._explained("open"):
+            self._state = _unsealed((self.folder / STATES[0]).read_bytes())
+        self._name_fits(described(self.points, self._data), environment())
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        if ranks.rank() == 0:
+            self._lock.release()
 
     # What is there -----------------------------------------------------------------------------------------------------
 
     def _continue(self) -> None:
         self._read_state()
-        now = described(self.points)
+        now = described(self.points, self._data)
         if "experiment" in self._state:
-            if self._state["progress"]:
+            try:
                 _compare(self.folder, self._state["experiment"], now)
+            except RunError:
+                if self._state["progress"]:
+                    raise
+                self._drop("snapshots", "kept")
             self._check_files()
             if self._state["experiment"]["points"] != now["points"]:
                 self._state["table"] = None
         else:
-            self._drop_work()
+            self._drop(*PLACES)
         self._state["experiment"] = now
         for place in ("parts", "states"):
             (self.folder / place).mkdir(exist_ok=True)
         self._commit()
         if not self._is_sound("config.yaml", _digest(self._config)):
             self._write("config.yaml", self._config)
-        versions = self._note_environment()
-        self._fits = {row["key"]: _fit_name(now["shared"] | row["own"], versions) for row in now["points"]}
+        if self._data:
+            distinct = [entry for n, entry in enumerate(self._data.values()) if entry not in list(self._data.values())[:n]]
+            self._write("data.json", json.dumps(distinct, indent=2).encode())
+        self._name_fits(now, self._note_environment())
         self._sweep_orphans()
+
+    def _name_fits(self, now: Mapping[str, Any], versions: Mapping[str, Any]) -> None:
+        self._versions = versions
+        self._fits = {row["key"]: _fit_name(now["shared"] | row["own"], versions) for row in now["points"]}
 
     def _read_state(self) -> None:
         """The last commit; nothing for a new folder. A damaged state.json is replaced by its copy."""
@@ -203,7 +254,8 @@ class RunFolder:
 
     def _is_sound(self, name: str, digest: str) -> bool:
         try:
-            return _digest((self.folder / name).read_bytes()) == digest
+            with (self.folder / name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == digest
         except OSError:
             return False
 
@@ -213,7 +265,7 @@ class RunFolder:
         self._state["parts"] = [part for part in self._state["parts"] if part["file"] not in bad]
         for unit in units:
             self._state["progress"].pop(unit, None)
-            self._drop_work(unit)
+            self._drop(f"work/{unit}", f"snapshots/{unit}")
         for key, name in list(self._state["first"].items()):
             if name in bad:
                 del self._state["first"][key]
@@ -227,6 +279,9 @@ class RunFolder:
             for path in (self.folder / place).iterdir():
                 if path.is_file() and f"{place}/{path.name}" not in self._state["hashes"]:
                     path.unlink()
+        for place in PLACES:
+            for path in (self.folder / place).rglob(".*.tmp"):  # of a save that was killed
+                path.unlink(missing_ok=True)
 
     def progress(self, point: Point, chunk: int) -> Progress:
         """How far a chunk of replicates of a point is."""
@@ -250,14 +305,30 @@ class RunFolder:
         name = self._state["first"].get(f"{short(group)}/{chunk}")
         return self._arrays(name) if name else None
 
-    def work(self, point: Point, chunk: int) -> str:
-        """Where in the folder the fits of a loop save themselves; named by all they depend on, so that no other finds it."""
-        return f"work/{_unit(point, chunk)}/{self._fits[point.key]}"
+    def places(self, point: Point, chunk: int) -> Places:
+        """Where a loop keeps what it saves on the way."""
+        unit, pollution = _unit(point, chunk), self._pollution(point, chunk)
+        return Places(f"work/{unit}/{self._fits[point.key]}", f"snapshots/{unit}", pollution and f"pollution/{pollution}")
 
-    def _drop_work(self, unit: str = "") -> None:
-        shutil.rmtree(self.folder / "work" / unit, ignore_errors=True)
+    def _pollution(self, point: Point, chunk: int) -> str | None:
+        """A name for all that the fit of a loop's pollution depends on: no setting of the loop, nor how much there is of it."""
+        experiment = point.experiment
+        if experiment.mix.pollution is None:
+            return None
+        alike = [describe(part) for part in (experiment.real, experiment.mix.pollution.algorithm, experiment.mix.n_real)]
+        stream = [experiment.seed, chunk, point.key if experiment.sweep.independent else "", experiment.statistics]
+        size = min(experiment.chunk, experiment.replicates - chunk * experiment.chunk)
+        code = {kind: _code(kind) for kind in sorted(_kinds(alike))}
+        return short(json.dumps([alike, stream, size, code, self._data.get(point.key), self._versions], sort_keys=True))
+
+    def _drop(self, *places: str) -> None:
+        for place in places:
+            shutil.rmtree(self.folder / place, ignore_errors=True)
 
     def _arrays(self, name: str) -> dict[str, Array]:
+        if name.endswith(POINTS):
+            generation = int(name.removesuffix(POINTS).rpartition("-")[2])
+            return {f"{generation}/points": np.load(self.folder / name, mmap_mode="c", allow_pickle=False)}
         with np.load(self.folder / name, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
 
@@ -275,46 +346,69 @@ class RunFolder:
         firsts: (group, chunk) -> state of the shared first fit. Raises RunError on a full disk; what was committed
         before stays.
         """
-        with self._explained("write"):
-            old = set(self._state["hashes"])
-            state = json.loads(json.dumps(self._state))
-            if blocks:
-                name = f"parts/{state['commits']:06d}.parquet"
-                state["commits"] += 1
-                self._add(state, name, _parquet(_block_table(blocks)))
-                state["parts"].append({"file": name, "units": sorted({f"{short(b.point)}/{b.chunk}" for b in blocks})})
-            for (group, chunk), arrays in firsts.items():
-                name = f"states/first-{short(group)}-{chunk:04d}.npz"
-                self._add(state, name, _npz(arrays))
-                state["first"][f"{short(group)}/{chunk}"] = name
-            for (point, chunk), (done, generations, memory) in advances.items():
-                unit = f"{short(point)}/{chunk}"
-                files = list(state["progress"].get(unit, {}).get("files", []))
-                if generations:
-                    name = f"states/{short(point)}-{chunk:04d}-{generations[0][0]:06d}-{done:06d}.npz"
-                    self._add(
-                        state, name, _npz({f"{g}/{key}": values for g, saved in generations for key, values in saved.items()})
-                    )
-                    files = [*files, name] if memory is None else [name]
-                state["progress"][unit] = {"done": done, "files": files}
-            needed = {part["file"] for part in state["parts"]} | set(state["first"].values())
-            needed |= {name for progress in state["progress"].values() for name in progress["files"]}
-            state["hashes"] = {name: digest for name, digest in state["hashes"].items() if name in needed}
-            state["table"] = None if blocks else state["table"]
-            before, self._state = self._state, state
-            try:
-                self._commit()
-            except BaseException:
-                self._state = before
-                raise
-            for name in old - needed:  # after the copy of the state too, so that either state finds all it names
-                (self.folder / name).unlink(missing_ok=True)
-            for point, chunk in advances:
-                self._drop_work(f"{short(point)}/{chunk}")
+        ranks.barrier()  # nobody needs the files of the last commit any longer
+        if ranks.rank() == 0:
+            with self._explained("write"):
+                self._commit_round(blocks, advances, firsts)
+        ranks.barrier()
+        if ranks.rank() > 0:
+            self._follow()
 
-    def _add(self, state: dict[str, Any], name: str, content: bytes) -> None:
-        self._write(name, content)
-        state["hashes"][name] = _digest(content)
+    def _commit_round(
+        self, blocks: Sequence[Block], advances: Mapping[tuple[str, int], Any], firsts: Mapping[tuple[str, int], Any]
+    ) -> None:
+        old = set(self._state["hashes"])
+        state = json.loads(json.dumps(self._state))
+        if blocks:
+            name = f"parts/{state['commits']:06d}.parquet"
+            state["commits"] += 1
+            self._add(state, name, partial(_write_parquet, _block_table(blocks)))
+            state["parts"].append({"file": name, "units": sorted({f"{short(b.point)}/{b.chunk}" for b in blocks})})
+        for (group, chunk), arrays in firsts.items():
+            name = f"states/first-{short(group)}-{chunk:04d}.npz"
+            self._add(state, name, partial(_write_npz, arrays))
+            state["first"][f"{short(group)}/{chunk}"] = name
+        for (point, chunk), (done, generations, memory) in advances.items():
+            unit = f"{short(point)}/{chunk}"
+            files = list(state["progress"].get(unit, {}).get("files", []))
+            if generations:
+                new = self._add_generations(state, f"states/{short(point)}-{chunk:04d}", generations)
+                files = [*files, *new] if memory is None else new
+            state["progress"][unit] = {"done": done, "files": files}
+        needed = {part["file"] for part in state["parts"]} | set(state["first"].values())
+        needed |= {name for progress in state["progress"].values() for name in progress["files"]}
+        state["hashes"] = {name: digest for name, digest in state["hashes"].items() if name in needed}
+        state["table"] = None if blocks else state["table"]
+        before, self._state = self._state, state
+        try:
+            self._commit()
+        except BaseException:
+            self._state = before
+            raise
+        for name in old - needed:  # after the copy of the state too, so that either state finds all it names
+            (self.folder / name).unlink(missing_ok=True)
+        for point, chunk in advances:
+            self._drop(f"work/{short(point)}/{chunk}")
+
+    def _add_generations(self, state: dict[str, Any], prefix: str, generations: Sequence[tuple[int, Any]]) -> list[str]:
+        """Write saved generations; the names of the files."""
+        names, small = [f"{prefix}-{generations[0][0]:06d}-{generations[-1][0]:06d}.npz"], {}
+        for g, saved in generations:
+            for key, values in saved.items():
+                if key == "points" and values.nbytes >= LARGE:
+                    names.append(f"{prefix}-{g:06d}{POINTS}")
+                    self._add(state, names[-1], partial(_write_array, values))
+                else:
+                    small[f"{g}/{key}"] = values
+        self._add(state, names[0], partial(_write_npz, small))
+        return names
+
+    def _add(self, state: dict[str, Any], name: str, write: Callable[[IO[bytes]], None]) -> None:
+        path = self.folder / name
+        with replaced(path, path.with_name(f".{path.name}.tmp")) as file:
+            write(file)
+            file.seek(0)
+            state["hashes"][name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
     def _commit(self) -> None:
         for name in STATES:
@@ -325,15 +419,20 @@ class RunFolder:
 
         The run is finished: what its fits saved of themselves is removed.
         """
-        with self._explained("write"):
-            if self._state["table"] is None:
-                parts = [pq.read_table(self.folder / part["file"], schema=BLOCKS) for part in self._state["parts"]]
-                content = _parquet(_merged(parts, self.points))
-                self._write("generations.parquet", content)
-                self._state["table"] = _digest(content)
-                self._commit()
-            self._drop_work()
+        if ranks.rank() == 0:
+            with self._explained("write"):
+                self._merge()
+        ranks.barrier()
         return load_generations(self.folder)
+
+    def _merge(self) -> None:
+        if self._state["table"] is None:
+            parts = [pq.read_table(self.folder / part["file"], schema=BLOCKS) for part in self._state["parts"]]
+            content = _parquet(_merged(parts, self.points))
+            self._write("generations.parquet", content)
+            self._state["table"] = _digest(content)
+            self._commit()
+        self._drop("work")
 
     # Files ----------------------------------------------------------------------------------------------------------------
 
@@ -389,16 +488,33 @@ def _code(kind: str) -> str | None:
     return None if file is None else _digest(Path(file).read_bytes())[:12]
 
 
-def described(points: Sequence[Point]) -> dict[str, Any]:
+def fingerprints(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
+    """Point key -> what names the content of its real data, if that comes from files. Raises RunError if they are not sound."""
+    known: dict[str, Any] = {}
+    out = {}
+    for point in points:
+        taken = getattr(point.experiment.real, "fingerprint", None)
+        if taken is not None:
+            section = json.dumps(describe(point.experiment.real), sort_keys=True)
+            try:
+                out[point.key] = known[section] = known.get(section) or describe(taken())
+            except (OSError, ValueError, ImportError) as error:
+                raise RunError(f"the real data cannot be read: {error}") from error
+    return out
+
+
+def described(points: Sequence[Point], data: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What results depend on, as dotted path -> value: what all points share, and what each has of its own.
 
-    The source of a class that is not ours is part of it: results of old code and of new do not mix.
+    The source of a class that is not ours is part of it: results of old code and of new do not mix. So is the content of files
+    of real data, but not where they are.
     """
     trees = [{key: value for key, value in describe(point.experiment).items() if key not in WATCHED} for point in points]
     each = [
         flatten(tree)
         | {"sweep.independent": point.experiment.sweep.independent}
         | {f"code of {kind}": _code(kind) for kind in _kinds(tree)}
+        | {f"data.{name}": value for name, value in data.get(point.key, {}).items() if name != "path"}
         for tree, point in zip(trees, points, strict=True)
     ]
     shared = {path: value for path, value in each[0].items() if all(path in one and one[path] == value for one in each)}
@@ -523,10 +639,16 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _npz(arrays: Mapping[str, Array]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
+def _write_npz(arrays: Mapping[str, Array], file: IO[bytes]) -> None:
+    np.savez(file, allow_pickle=False, **arrays)
+
+
+def _write_array(values: Array, file: IO[bytes]) -> None:
+    np.lib.format.write_array(file, values, allow_pickle=False)
+
+
+def _write_parquet(table: pa.Table, file: IO[bytes]) -> None:
+    file.write(_parquet(table))
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 5.0
 """How often a line is written where there is no terminal."""
+
+RATE = "images_per_second"
+"""What a fit calls its own speed."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -50,25 +54,26 @@ def main(
         return
     if config is None:
         _fail("name an experiment: python -m selfloop.run experiments/gaussian2d.yaml")
-    from selfloop import fanout
+    from selfloop import fanout, ranks
     from selfloop.config import groups, load
     from selfloop.reading import ConfigError, read
     from selfloop.results import RunError, RunFolder
 
     folder = out
     try:
-        fanout.check_backend(backend, scheduler)
+        workers = fanout.check_backend(backend, scheduler, workers)
         source = read(config, overrides or [])
         points = load(source)
         folder = out or Path("runs") / points[0].experiment.name
         units = len(fanout.chunks(points[0].experiment)) * len(groups(points))
         with ExitStack() as stack:
+            stack.enter_context(ranks.joined())
             parallel, count = stack.enter_context(fanout.executor(backend, scheduler, workers, units))
             opened = stack.enter_context(RunFolder(folder, source, points, repair))
             _run(source, points, opened, parallel, count, save_every)
     except (ConfigError, fanout.BackendError) as error:
         _fail(str(error))
-    except RunError as error:
+    except (RunError, ranks.RankError) as error:
         _fail(str(error), code=1)
     except fanout.LoopError as error:
         _fail(f"{error}\nfinished work is in {folder}; with the cause removed, the same command continues", code=1)
@@ -77,7 +82,10 @@ def main(
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    typer.echo(message, err=True)
+    from selfloop import ranks
+
+    if ranks.rank() == 0 or code == 1:  # other codes are those of all
+        typer.echo(f"rank {ranks.rank()}: {message}" if ranks.world() > 1 else message, err=True)
     raise typer.Exit(code)
 
 
@@ -86,25 +94,43 @@ def _stop(*_: Any) -> NoReturn:
 
 
 def _run(source: "Source", points: "list[Point]", folder: "RunFolder", parallel: Any, workers: int, save_every: float) -> None:
-    from selfloop import fanout, report
+    from selfloop import fanout, ranks, report
 
+    if ranks.rank() > 0:
+        fanout.run(source, points, folder)
+        folder.merge()
+        return
     began = time.monotonic()
     for note in folder.notes:
         typer.echo(f"note: {note}")
-    with Course(points, folder, workers) as course:
+    with Course(points, folder, workers * ranks.world()) as course:
         fanout.run(source, points, folder, workers, parallel, course, save_every, course.fit)
     report.show(points, folder.merge())
     typer.echo(f"\n{time.monotonic() - began:.1f} s; results: {folder.folder / 'generations.parquet'}")
 
 
+@dataclass
+class Part:
+    """A part of a fit under way: what it is, when it was first heard of and where it then was; its line of the bar."""
+
+    names: tuple[str, ...]
+    began: float
+    before: int
+    line: Any = None
+
+
 class Course(AbstractContextManager["Course"]):
-    """How far a run is, of all generations of all loops: a bar on a terminal, a line every few seconds elsewhere."""
+    """How far a run is: of all generations of all loops, and of the fits under way.
+
+    A bar for each on a terminal, a line of each every few seconds elsewhere.
+    """
 
     def __init__(self, points: "Sequence[Point]", folder: "RunFolder", workers: int):
         from selfloop.fanout import chunks
 
-        count = len(chunks(points[0].experiment))
-        self.done = {(point.key, chunk): folder.progress(point, chunk).done for point in points for chunk in range(count)}
+        self.chunks = chunks(points[0].experiment)
+        numbers = range(len(self.chunks))
+        self.done = {(point.key, chunk): folder.progress(point, chunk).done for point in points for chunk in numbers}
         self.names = {
             point.key: ", ".join(f"{path.split('.')[-1]}={value}" for path, value in point.values.items()) for point in points
         }
@@ -112,6 +138,8 @@ class Course(AbstractContextManager["Course"]):
         self.before = self.now = sum(self.done.values())
         self.workers = workers
         self.began = self.last = time.monotonic()
+        self.fits: dict[tuple[str, int], Part] = {}
+        self.told: dict[tuple[str, int], float] = {}
         self.bar = self._bar() if sys.stdout.isatty() else None
 
     def __enter__(self) -> "Course":
@@ -119,7 +147,7 @@ class Course(AbstractContextManager["Course"]):
         loops = f"{len(self.names)} sweep point{'s' if len(self.names) > 1 else ''}, {self.total} generations in all"
         print(f"{loops}{f', {self.before} done before' if self.before else ''}, {processes}", flush=True)
         if self.bar is not None and self.before < self.total:
-            self.task = self.bar.add_task("starting", total=self.total, completed=self.before, rate="")
+            self.task = self.bar.add_task("starting", total=self.total, completed=self.before, rate="", left="")
             self.bar.start()
         return self
 
@@ -127,24 +155,50 @@ class Course(AbstractContextManager["Course"]):
         """A loop has reached a generation."""
         self.now += generation - self.done[point, chunk]
         self.done[point, chunk] = generation
-        self._show(f"generation {generation}", point)
-
-    def fit(self, point: str, chunk: int, done: int, total: int, **numbers: float) -> None:
-        """A fit has done so many of its steps; numbers: what it says of itself, its loss for example."""
-        told = "".join(f", {name} {value:.3g}" for name, value in numbers.items())
-        self._show(f"generation {self.done[point, chunk] + 1}, fit {done}/{total}{told}", point)
-
-    def _show(self, at: str, point: str) -> None:
+        part = self.fits.pop((point, chunk), None)
         seconds = max(time.monotonic() - self.began, 1e-9)
         rate = (self.now - self.before) / seconds
-        name = at + (f", {self.names[point]}" if self.names[point] else "")
+        name = f"generation {generation}" + (f", {self.names[point]}" if self.names[point] else "")
+        left = (self.total - self.now) / rate if rate else None
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.now, description=name, rate=f"{rate:.3g}/s")
+            if part is not None and part.line is not None:
+                self.bar.remove_task(part.line)
+            self.bar.update(
+                self.task, completed=self.now, description=name, rate=f"{rate:.3g}/s", left=f"{duration(left)} left"
+            )
         elif time.monotonic() - self.last > LINE_SECONDS or self.now == self.total:
             self.last = time.monotonic()
-            ahead = f"{(self.total - self.now) / rate:.0f} s left" if rate else "no generation done yet"
-            left = ahead if self.now < self.total else f"done in {seconds:.0f} s"
-            print(f"{self.now}/{self.total} generations, at {name}; {rate:.3g}/s, {left}", flush=True)
+            ahead = f"{duration(left)} left" if self.now < self.total else f"done in {duration(seconds)}"
+            print(f"{self.now}/{self.total} generations, at {name}; {rate:.3g}/s, {ahead}", flush=True)
+
+    def fit(self, point: str, chunk: int, names: tuple[str, ...], done: int, total: int, **numbers: float) -> None:
+        """A part of a fit has done so many of its steps or images; numbers: what it says of itself, its loss for example."""
+        now, loop = time.monotonic(), (point, chunk)
+        part = self.fits.get(loop)
+        if part is None or part.names != names or done < part.before:
+            part = self.fits[loop] = Part(names, now, done, None if part is None else part.line)
+        rate = (done - part.before) / max(now - part.began, 1e-9)
+        left = (total - done) / rate if rate else None
+        told = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items() if name != RATE]
+        told += [f"{float(f'{numbers[RATE]:.3g}'):g} images/s"] if RATE in numbers else []
+        where = ", ".join(filter(None, [f"generation {self.done[loop] + 1}", self.names[point], self._replicates(chunk)]))
+        what = " ".join(name for name in names if not name.startswith("generation-")) or "fit"
+        if self.bar is not None:
+            shown = {"completed": done, "total": total, "rate": ", ".join(told), "left": f"{duration(left)} left"}
+            if part.line is None:
+                part.line = self.bar.add_task("", **shown)
+            self.bar.update(part.line, description=f"  {what}, {where}", **shown)
+        elif now - self.told.get(loop, self.began) > LINE_SECONDS:
+            self.told[loop] = now
+            ahead = "" if left is None else f"; {duration(left)} left"
+            reached = ", ".join([f"{what} {done}/{total}", *told])
+            print(f"{self.now}/{self.total} generations, at {where}, {reached}{ahead}", flush=True)
+
+    def _replicates(self, chunk: int) -> str:
+        first, count = self.chunks[chunk]
+        if len(self.chunks) == 1:
+            return ""
+        return f"replicate {first}" if count == 1 else f"replicates {first} to {first + count - 1}"
 
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:
@@ -152,17 +206,24 @@ class Course(AbstractContextManager["Course"]):
 
     @staticmethod
     def _bar() -> Any:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
         from rich.table import Column
 
         return Progress(
             TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=12),
             TextColumn("{task.completed}/{task.total} {task.fields[rate]}", table_column=Column(no_wrap=True)),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
+            TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
             expand=True,
         )
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as h:mm:ss or m:ss; ?:?? where they are not known."""
+    if seconds is None:
+        return "?:??"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 if __name__ == "__main__":

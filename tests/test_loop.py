@@ -1,22 +1,29 @@
 """Loops against theory. Simulated means must lie within 4 standard errors of the closed form, the standard error being that
 of the replicates; the chance of a false alarm is 6e-5 a comparison, and seeds are fixed."""
 
+from dataclasses import replace
+
 import numpy as np
+import pixels
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfloop import theory
 from selfloop.algorithms.gaussian import GaussianFit
+from selfloop.config import load
 from selfloop.curate.reweight import Reward
 from selfloop.curate.select import Truncate
 from selfloop.data import Law
 from selfloop.laws import Gaussian
 from selfloop.loop import self_consume
-from selfloop.measure import Measure, Moments
-from selfloop.mix import LOOP_TYPES, Mix, Pollution
+from selfloop.measure import Measure, Moments, Rows, finite, with_members_of
+from selfloop.metrics.track import View
+from selfloop.mix import LOOP_TYPES, Mix, Pollution, subsampled
 from selfloop.protocols import Generation, Model
+from selfloop.reading import ConfigError, read
 from selfloop.streams import NamedStreams
+from selfloop.work import FolderWork
 
 RUNS = 4000
 
@@ -320,3 +327,123 @@ def test_corrections_enter_a_subsampled_pool_with_their_weight():
     mix = Mix(kind="accumulate_subsample", n_real=10, correction=1e-6)
     _, variance = fits(loop(mix, 6, statistics=False))
     assert_mean(variance, theory.accumulate_subsample_moments(10, T[:6]).variance)
+
+
+# Unbatched data: images -----------------------------------------------------------------------------------------------
+
+
+class Unread:
+    """Whole numbers that must not be read."""
+
+    shape, dtype = (6, 1, 4, 4), np.dtype(np.uint8)
+
+
+def images(n=6, dtype=np.uint8):
+    return Measure.uniform(np.arange(n * 16, dtype=dtype).reshape(n, 1, 4, 4), np.arange(n) % 2, batch=0)
+
+
+def test_whole_numbers_are_finite_without_a_look():
+    found = finite(replace(images(), points=Unread()))
+    assert found.shape == ()
+    assert found
+
+
+@pytest.mark.parametrize("row", [None, 0, 1500, 2999])
+def test_latents_are_looked_at_piece_by_piece(row):
+    points = np.zeros((3000, 1, 2, 2), dtype=np.float32)
+    if row is not None:
+        points[row, 0, 1, 1] = np.nan
+    lazy = Measure(Rows((points,), np.arange(3000)), np.full(3000, 1 / 3000))
+    assert finite(lazy) == (row is None)
+
+
+def test_the_one_member_of_unbatched_data_is_replaced_whole_or_not_at_all():
+    data, other = images(6), images(4)
+    np.testing.assert_array_equal(with_members_of(data, np.array(True), other).points, other.points[[0, 1, 2, 3, 0, 1]])
+    assert with_members_of(data, np.array(False), other) is data
+
+
+@pytest.mark.parametrize("kind", LOOP_TYPES)
+@pytest.mark.parametrize("stored", [False, True])
+def test_images_go_round_every_loop_without_a_batch_and_as_bytes(kind, stored, tmp_path, monkeypatch):
+    """Stored or not the same ones; stored, no set of them is read as a whole but to be fitted."""
+    monkeypatch.chdir(tmp_path)
+    source = pixels.Pixels("images.npy").replicated(1, np.random.default_rng(0))
+    streams, mix = NamedStreams(0), Mix(kind=kind, n_real=20, n_synthetic=[8, 9])
+    work = FolderWork(tmp_path / "work") if stored else None
+    found = list(self_consume(source, mix.first(source, streams), pixels.Counting(), mix, 3, streams, (), work))
+    for generation, n in zip(found, (8, 9, 9), strict=True):
+        assert (generation.drawn.batch, generation.drawn.n, generation.drawn.event) == ((), n, (1, 4, 4))
+        assert generation.drawn.points.dtype == np.uint8
+        assert generation.diverged.shape == ()
+        assert (generation.drawn.origin == generation.index).all()
+        assert isinstance(generation.drawn.points, np.memmap) == stored
+    pooled = mix(mix.real(source, mix.first(source, streams), 3, streams), found[:2], np.random.default_rng(0))
+    assert isinstance(pooled.points, Rows) or (kind == "fully_synthetic" and not stored)
+    sizes = {"fully_synthetic": 9, "augment": 29, "fresh": 29, "accumulate": 37, "accumulate_subsample": 20}
+    assert pooled.n == sizes[kind]
+    plain = list(self_consume(source, mix.first(source, streams), pixels.Counting(), mix, 3, streams))
+    np.testing.assert_array_equal(found[-1].drawn.points, plain[-1].drawn.points)
+
+
+def test_a_subsample_of_images_has_the_rows_that_a_batch_of_one_would_have():
+    """The same random numbers; rows of weight 0 come last and keep it."""
+    weights = np.array([0.0, 0.5, 0.25, 0.0, 0.25, 0.0])
+    one = Measure(np.arange(6.0)[:, None], weights, np.arange(6))
+    many = Measure(np.arange(6.0)[None, :, None], weights[None], np.arange(6))
+    for n in (2, 3, 5):
+        mine, theirs = (subsampled(data, n, np.random.default_rng(4)) for data in (one, many))
+        np.testing.assert_array_equal(mine.points, theirs.points[0])
+        np.testing.assert_array_equal(mine.labels, theirs.labels[0])
+        np.testing.assert_allclose(mine.weights, theirs.weights[0], rtol=1e-15)
+
+
+def test_a_view_shows_all_of_unbatched_data_and_stores_what_it_samples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = pixels.Pixels("images.npy").replicated(1, np.random.default_rng(0))
+    model = pixels.Counting().fit(source.take(0, 20, np.random.default_rng(0)), np.random.default_rng(1))
+    work = FolderWork(tmp_path / "work")
+    view = View(Generation(1, model, images(), np.array(0)), source, NamedStreams(0), 1, work)
+    assert view.sample(7, "grey").points.shape == (7, 1, 4, 4)
+    pixels.MADE.clear()
+    again = View(view.generation, source, view.streams, 1, work).sample(7, "grey")
+    assert pixels.MADE == [], "they are found again"
+    bare = View(view.generation, source, view.streams, 1).sample(7, "grey")
+    np.testing.assert_array_equal(again.points, bare.points)
+    assert [part.n for part in view.real_pair(5, "grey")] == [5, 5]
+
+
+IMAGES = """\
+chunk: 1
+real: {kind: 'pixels:Pixels', path: images.npy}
+mix: {n_real: 20}
+algorithm: {kind: 'pixels:Counting'}
+track: {grey: {kind: 'pixels:Brightness'}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("chunk=100", "chunk: images are trained one replicate at a time; set chunk: 1; got 100"),
+        ("statistics=true", "statistics: true needs moments drawn without points, and the real data (Pixels) has none"),
+        ("algorithm=gaussian", "algorithm: gaussian is for vectors, and the real data (Pixels) is images; use edm"),
+        (
+            "algorithm={kind: sims, n_synthetic: 9, budget: 0.5, algorithm: {kind: gaussian, sampler: {kind: heun, steps: 9}}}",
+            "algorithm.algorithm: gaussian is for vectors",
+        ),
+        ("mix.pollution={n: 5, algorithm: gaussian}", "mix.pollution.algorithm: gaussian is for vectors"),
+        ("mix.curators=[{kind: truncate, radius: 1.0}]", "mix.curators[0]: truncate is for vectors"),
+        ("track.frechet=", "track.frechet: frechet is for vectors, and the real data (Pixels) is images; remove it"),
+        ("track.class_shares=", "track.class_shares: class_shares is for vectors"),
+        ("track.w2=", "track.w2: needs real data with an exact Gaussian law, and Pixels has none"),
+        ("real={kind: gaussian, mean: [0], cov: [[1]]}", "algorithm: needs real data with images, and gaussian has none"),
+    ],
+)
+def test_what_does_not_fit_images_is_refused_when_it_is_read(tmp_path, override, told):
+    config = tmp_path / "images.yaml"
+    config.write_text(IMAGES)
+    assert load(read(config, ()))
+    with pytest.raises(ConfigError) as caught:
+        load(read(config, [override]))
+    assert told in str(caught.value)

@@ -1,6 +1,8 @@
 """The run folder: whatever happens to a run, the same command ends with the same bytes, and nothing finished is lost."""
 
+import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -15,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pixels
 import pytest
 
-from selfloop import fanout
+from selfloop import fanout, results
 from selfloop.algorithms.gaussian import GaussianFit, GaussianModel
 from selfloop.config import load
 from selfloop.laws import Gaussian
@@ -628,3 +631,186 @@ def test_a_folder_without_finished_work_binds_nobody(tmp_path, config):
         pass
     run(*ONE, "mix.n_real=30")
     run.refused(*ONE, "mix.n_real=40")
+
+
+# Images ----------------------------------------------------------------------------------------------------------------
+
+PIXELS = """\
+generations: 3
+replicates: 2
+chunk: 1
+real: {kind: 'pixels:Pixels', path: %s}
+mix: {kind: accumulate, n_real: 40, n_synthetic: 20}
+algorithm: {kind: 'pixels:Counting'}
+track: {grey: {kind: 'pixels:Brightness'}}
+"""
+
+
+@pytest.fixture
+def seen(tmp_path):
+    """A run on images; images.npy holds them."""
+    pixels.MADE.clear()
+    file = tmp_path / "images.yaml"
+    file.write_text(PIXELS % (tmp_path / "images.npy"))
+    return Run(file, tmp_path / "run")
+
+
+def test_values_of_unbatched_data_are_those_of_the_one_replicate_of_a_chunk(seen):
+    seen()
+    grey = seen.table[seen.table["metric"] == "grey"]
+    assert grey[["generation", "replicate"]].to_numpy().tolist() == [[g, r] for g in (1, 2, 3) for r in (0, 1)]
+    assert grey["value"].nunique() == 6
+    assert (
+        seen.table[seen.table["metric"] == "grey_real"]["value"] == np.load(seen.config.with_name("images.npy")).mean()
+    ).all()
+
+
+def test_samples_of_gigabytes_have_files_of_their_own_that_are_mapped_and_end_with_the_same_bytes(seen, monkeypatch):
+    expected = seen()
+    monkeypatch.setattr(results, "LARGE", 1)
+    large = Run(seen.config, seen.folder.with_name("large"))
+    large("generations=2")
+    assert len(list((large.folder / "states").glob("*-points.npy"))) == 2 * 2
+    source = read(seen.config, ["generations=2"])
+    points = load(source)
+    with RunFolder(large.folder, source, points) as folder:
+        history = folder.history(points[0], 1)
+        assert [int(saved["index"]) for saved in history] == [1, 2]
+        assert all(isinstance(saved["points"], np.memmap) for saved in history)
+        assert folder.history_bytes(points[0], 1) > 2 * 20 * 16
+    assert large() == expected
+    path = next((large.folder / "states").glob("*-points.npy"))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert path.name in large.refused()
+    assert large(repair=True) == expected
+    assert len(large.made) == 3
+
+
+@pytest.mark.parametrize("large", [1, 2**24])
+def test_a_run_on_images_that_dies_at_any_step_of_a_fit_a_sample_or_a_metric_ends_with_the_same_bytes(seen, monkeypatch, large):
+    """Steps are repeated only where they were not stored: each row of a sample is made once, all of a fit that is cut again."""
+    one = ("replicates=1", "generations=2")
+    expected = seen(*one)
+    total = len(pixels.MADE)
+    monkeypatch.setattr(results, "LARGE", large)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    for n in range(1, total, 13):
+        shutil.rmtree(seen.folder)
+        pixels.MADE.clear()
+        monkeypatch.setattr(pixels, "FATAL", [n])
+        with pytest.raises(pixels.Killed):
+            seen(*one, seconds=0.0)
+        monkeypatch.setattr(pixels, "FATAL", [])
+        assert len(pixels.MADE) == n
+        assert seen(*one) == expected
+        assert total <= len(pixels.MADE) < total + pixels.STEPS, f"killed at step {n}"
+        assert not (seen.folder / "work").exists()
+
+
+def test_a_run_on_images_that_dies_at_any_touch_of_the_disk_continues_to_the_same_bytes(seen, kill, monkeypatch):
+    one = ("replicates=1", "generations=1")
+    expected = seen(*one)
+    monkeypatch.setattr(results, "LARGE", 1)
+    for n in itertools.count(1, 7):
+        shutil.rmtree(seen.folder, ignore_errors=True)
+        with monkeypatch.context():
+            dead = kill(n)
+            with contextlib.suppress(Killed):
+                seen(*one)
+            monkeypatch.undo()
+        monkeypatch.setattr(results, "LARGE", 1)
+        if not dead:
+            break
+        assert seen(*one) == expected, f"killed at touch {n}"
+        assert not list(seen.folder.rglob(".*.tmp"))
+    assert n > 30
+
+
+def test_snapshots_and_what_trackers_keep_outlast_the_run_and_its_growth(seen):
+    seen("generations=1")
+    pictures = sorted((seen.folder / "snapshots").rglob("picture.txt"))
+    assert [path.parts[-3:-1] for path in pictures] == [("0", "generation-1"), ("1", "generation-1")]
+    kept = seen.folder / "kept" / "brightness" / "saved.npz"
+    before = kept.stat().st_mtime_ns
+    seen("generations=2")
+    assert sorted((seen.folder / "snapshots").rglob("picture.txt"))[::2] == pictures
+    assert kept.stat().st_mtime_ns == before, "made once a run"
+    shutil.rmtree(seen.folder / "kept")
+    shutil.rmtree(seen.folder / "snapshots")
+    seen()
+    assert kept.exists(), "and made again where it is lost"
+
+
+@pytest.mark.parametrize(("override", "found"), [("generations=4", True), ("mix.n_real=30", False)])
+def test_a_configuration_that_is_corrected_before_anything_counts_finds_nothing_that_another_kept(
+    seen, monkeypatch, override, found
+):
+    monkeypatch.setattr(pixels, "FATAL", [40])  # while generation 1 is looked at
+    with pytest.raises(pixels.Killed):
+        seen()
+    monkeypatch.setattr(pixels, "FATAL", [])
+    marks = [seen.folder / place / "mark" for place in ("kept", "snapshots")]
+    for mark in marks:
+        mark.write_text("")
+    seen(override)
+    assert [mark.exists() for mark in marks] == [found, found]
+
+
+def test_a_loop_that_starts_over_drops_its_snapshots_and_no_others(seen):
+    seen()
+    pictures = sorted((seen.folder / "snapshots").rglob("picture.txt"))
+    marks = [path.with_name("mark") for path in pictures if path.parts[-2] == "generation-1"]
+    for mark in marks:
+        mark.write_text("")
+    broken(sorted((seen.folder / "states").glob("*-0001-*"))[0], "cut")
+    seen(repair=True)
+    assert [mark.exists() for mark in marks] == [True, False]
+    assert sorted((seen.folder / "snapshots").rglob("picture.txt")) == pictures
+
+
+def test_real_data_from_files_is_named_and_a_change_of_it_refused(seen, tmp_path):
+    seen()
+    (entry,) = json.loads((seen.folder / "data.json").read_text())
+    images = tmp_path / "images.npy"
+    assert entry["path"] == str(images)
+    assert (entry["images"], entry["classes"]) == (80, 2)
+    content = images.read_bytes()
+    assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+    images.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    changed = hashlib.sha256(images.read_bytes()).hexdigest()
+    assert f"data.sha256: the folder has '{entry['sha256']}', now '{changed}'" in seen.refused()
+    images.write_bytes(content)
+    seen("generations=4")
+    assert len(seen.made) == 2
+
+
+def test_data_of_several_points_are_named_once_each(seen, tmp_path):
+    seen(
+        "replicates=1",
+        "generations=1",
+        f"sweep={{grid: {{real: {{a: {{seed: 0}}, b: {{seed: 1, path: {tmp_path / 'other.npy'}}}}}, mix.n_real: [40, 50]}}}}",
+    )
+    entries = json.loads((seen.folder / "data.json").read_text())
+    assert [Path(entry["path"]).name for entry in entries] == ["images.npy", "other.npy"]
+
+
+def test_data_that_cannot_be_read_are_an_error_and_the_folder_stays_as_it_is(seen):
+    seen("generations=1")
+    seen.config.write_text(PIXELS % (seen.config.parent / "gone" / "images.npy"))
+    told = seen.refused("generations=1")
+    assert told.startswith("the real data cannot be read: ")
+    assert "No such file or directory" in told
+
+
+def test_laws_have_no_file_of_data(run):
+    run(*ONE)
+    assert not (run.folder / "data.json").exists()
+
+
+def test_what_a_killed_save_left_is_swept_when_the_run_goes_on(seen):
+    seen("generations=1")
+    left = [seen.folder / place / ".ab.tmp" for place in ("kept/brightness", "snapshots")]
+    for path in left:
+        path.write_text("")
+    seen()
+    assert not any(path.exists() for path in left)

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ import yaml
 from typer.testing import CliRunner
 
 from selfloop import fanout, report
+from selfloop import run as command
 from selfloop.config import load
 from selfloop.reading import read
 from selfloop.results import load_generations
@@ -81,7 +83,7 @@ def test_a_run_says_what_it_does_what_it_found_and_where_the_results_are(config)
     assert done.exit_code == 0, done.output
     lines = done.stdout.split("\n")
     assert lines[0] == "2 sweep points, 12 generations in all, 1 process"
-    assert re.match(r"12/12 generations, at generation 3, n_synthetic=20; \S+/s, done in \d s", lines[1])
+    assert re.match(r"12/12 generations, at generation 3, n_synthetic=20; \S+/s, done in 0:\d\d", lines[1])
     assert "tiny: mean over replicates ± standard error" in done.stdout
     rows = re.findall(r"^ +(10|20) +(\S+) +(\S+ ± \S+) +(\S+ ± \S+) +3 *$", done.stdout, re.MULTILINE)
     assert [row[:2] for row in rows] == [(n, metric) for n in ("10", "20") for metric in ("w2", "w2_empirical", "w2_floor")]
@@ -191,6 +193,79 @@ def test_on_a_terminal_a_bar_of_eighty_columns_shows_generation_point_rate_and_t
     assert len(frames) > 1
     assert all(len(frame) <= 80 for frame in frames)
     assert re.match(r"generation 9, n_synthetic=20 +━+ 36/36 \S+/s \S+ left$", frames[-1])
+
+
+@pytest.fixture
+def course(config, tmp_path, monkeypatch):
+    """The course of 2 points, 2 chunks of one replicate, 3 generations; its clock; what it prints line by line."""
+    points = load(read(config, ["replicates=2", "chunk=1"]))
+    now = [0.0]
+    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    folder = SimpleNamespace(progress=lambda point, chunk: SimpleNamespace(done=0))
+    return command.Course(points, folder, 1), [point.key for point in points], now
+
+
+def test_a_line_in_five_seconds_says_of_every_fit_its_point_replicate_generation_part_and_time_left(course, capsys):
+    course, (first, second), now = course
+    for now[0] in range(0, 121, 2):
+        course.fit(first, 0, ("generation-1", "base"), 100 * int(now[0]), 50_000, loss=0.5, images_per_second=512.4)
+        course.fit(second, 1, ("pollution", "fit"), int(now[0]), 120)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * 20
+    assert lines[0] == (
+        "0/12 generations, at generation 1, n_synthetic=10, replicate 0, base 600/50000, loss 0.5, 512 images/s; 8:14 left"
+    )
+    assert lines[-1] == "0/12 generations, at generation 1, n_synthetic=20, replicate 1, pollution fit 120/120; 0:00 left"
+
+
+def test_the_time_left_of_a_part_is_counted_from_where_this_run_found_it_and_anew_for_the_next(course, capsys):
+    course, (first, _), now = course
+    told = [(10, ("a",), 900), (20, ("a",), 910), (30, ("b",), 1), (40, ("b",), 11), (50, ("b",), 0), (60, ("b",), 2)]
+    for now[0], names, done in told:
+        course.fit(first, 0, names, done, 1000)
+    left = [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert left == ["", "1:30 left", "", "16:29 left", "", "1:23:10 left"]
+
+
+def test_a_generation_that_is_done_ends_its_fit(course, capsys):
+    course, (first, _), now = course
+    course.fit(first, 0, ("generation-1",), 5, 10)
+    now[0] = 10.0
+    course(first, 0, 1)
+    now[0] = 20.0
+    course.fit(first, 0, ("generation-2",), 5, 10)
+    assert capsys.readouterr().out.splitlines() == [
+        "1/12 generations, at generation 1, n_synthetic=10; 0.1/s, 1:50 left",
+        "1/12 generations, at generation 2, n_synthetic=10, replicate 0, fit 5/10",
+    ]
+
+
+def test_on_a_terminal_every_fit_under_way_has_a_bar_of_its_own(course, monkeypatch):
+    course, (first, second), now = course
+    course.bar = course._bar()
+    course.bar.disable = True
+    with course:
+        course.fit(first, 0, ("generation-1", "base"), 10, 50, loss=0.25)
+        course.fit(second, 1, ("generation-1",), 1, 8)
+        now[0] = 5.0
+        course.fit(first, 0, ("generation-1", "auxiliary"), 3, 5)
+        shown = [(task.description, task.completed, task.total) for task in course.bar.tasks]
+        assert shown == [
+            ("starting", 0, 12),
+            ("  auxiliary, generation 1, n_synthetic=10, replicate 0", 3, 5),
+            ("  fit, generation 1, n_synthetic=20, replicate 1", 1, 8),
+        ]
+        course(first, 0, 1)
+        assert course.bar.tasks[0].description == "generation 1, n_synthetic=10"
+        assert len(course.bar.tasks) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (100_000, "27:46:40"), (None, "?:??")],
+)
+def test_a_duration_has_hours_where_it_lasts_hours(seconds, text):
+    assert command.duration(seconds) == text
 
 
 # What it imports -------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from selfloop.protocols import Work
 from selfloop.reading import read
 from selfloop.results import RunFolder, load_generations
 from selfloop.streams import NamedStreams
-from selfloop.work import FolderWork
+from selfloop.work import FolderWork, Notice
 
 STEPS = 60
 
@@ -247,22 +247,159 @@ def test_parts_have_files_of_their_own_below_the_whole_whatever_their_names(work
         work.at("")
 
 
-def test_a_save_is_due_ten_seconds_after_the_last_one_had_ended(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("took", "pause"), [(0.25, 10.0), (0.5, 10.0), (60.0, 1200.0)])
+def test_a_save_is_due_ten_seconds_after_the_last_one_or_twenty_times_as_long_as_that_took(tmp_path, monkeypatch, took, pause):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     work = FolderWork(tmp_path)
     assert [work.due() for now[0] in (0.0, 9.9, 10.0, 11.0)] == [False, False, True, True]
-    monkeypatch.setattr(os, "replace", lambda *_: now.__setitem__(0, 71.0))
+    monkeypatch.setattr(os, "replace", lambda *_: now.__setitem__(0, 11.0 + took))
     work.save(step=np.array(1))
-    assert [work.due() for now[0] in (80.9, 81.0)] == [False, True]
+    end = now[0]
+    assert [work.due() for now[0] in (end + pause - 0.1, end + pause)] == [False, True]
 
 
 def test_whoever_listens_hears_how_far_every_part_is(tmp_path):
     heard = []
-    work = FolderWork(tmp_path, tell=lambda done, total, **numbers: heard.append((done, total, numbers)))
+    work = FolderWork(tmp_path, tell=lambda *told, **numbers: heard.append((*told, numbers)))
     work.report(1, 3)
-    work.at("base").at("ema").report(2, 3, loss=0.5)
-    assert heard == [(1, 3, {}), (2, 3, {"loss": 0.5})]
+    work.at("base").at("e.m/a").report(2, 3, loss=0.5)
+    assert heard == [((), 1, 3, {}), (("base", "e.m/a"), 2, 3, {"loss": 0.5})]
+
+
+def test_the_shelf_of_a_part_lies_in_the_shelf_of_the_whole_and_is_made_by_whoever_uses_it(tmp_path):
+    work = FolderWork(tmp_path / "work", shelf=tmp_path / "shelf")
+    assert work.at("generation-1").at("base").shelf == tmp_path / "shelf" / "generation-1" / "base"
+    assert work.at("../a").shelf.parent == work.shelf
+    assert FolderWork(tmp_path / "work").at("base").shelf is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notice_is_written_once_in_a_while_and_read_whole_or_not_at_all(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    notice = Notice(tmp_path / "deep" / "notice.json", every=1.0)
+    assert notice.read() is None
+    for now[0] in (0.0, 0.9, 1.0, 1.5):
+        notice(("generation-1", "base"), int(10 * now[0]), 20, loss=np.float32(0.5))
+    assert notice.read() == (("generation-1", "base"), 10, 20, {"loss": 0.5})
+    assert [path.name for path in notice.path.parent.iterdir()] == ["notice.json"]
+    for damaged in ("", "[1", '[["a"], 1]'):
+        notice.path.write_text(damaged)
+        assert notice.read() is None
+
+
+def test_a_full_disk_silences_a_notice_and_nothing_else(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    Notice(tmp_path / "notice.json")((), 1, 2)
+
+
+# Arrays ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.dtype(">i8"), bool])
+@pytest.mark.parametrize("shape", [(5, 3, 2, 2), (1,), ()])
+def test_an_array_is_zero_at_first_and_found_again_as_it_was_left(work, shape, dtype):
+    array = work.array("points", shape, dtype)
+    assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
+    assert not np.any(array)
+    array[...] = 1
+    del array
+    again = FolderWork(work.folder).array("points", shape, dtype)
+    assert np.all(np.asarray(again) == 1)
+    assert isinstance(again, np.memmap)
+
+
+@pytest.mark.parametrize("other", [((4, 2), np.uint8), ((5, 2), np.int8), ((5,), np.uint8)])
+def test_an_array_of_another_shape_or_type_begins_anew(work, other):
+    work.array("points", (5, 2), np.uint8)[:] = 7
+    assert not np.any(work.array("points", *other))
+    assert not np.any(work.array("points", (5, 2), np.uint8))
+
+
+def test_arrays_of_any_name_in_any_part_are_apart_from_each_other_and_from_what_is_saved(work):
+    names = ["points", "done", "saved", "a/b", "..", "points.npy", "ω"]
+    arrays = [part.array(name, (2,), np.uint8) for part in (work, work.at("points")) for name in names]
+    for number, array in enumerate(arrays):
+        array[:] = number
+    work.save(points=np.array(99))
+    assert [int(array[0]) for array in arrays] == list(range(14))
+    assert int(work.load()["points"]) == 99
+
+
+def test_a_damaged_array_begins_anew(work):
+    work.array("points", (5, 2), np.uint8)[:] = 7
+    path = work.folder / "points.npy"
+    for content in (b"", path.read_bytes()[:20], b"x" * 200):
+        path.write_bytes(content)
+        array = work.array("points", (5, 2), np.uint8)
+        assert not np.any(array)
+        array[:] = 7
+
+
+def test_a_death_at_any_touch_of_the_disk_leaves_no_array_or_one_of_zeros(tmp_path, monkeypatch):
+    originals = {name: getattr(os, name) for name in ("mkdir", "open", "fsync", "replace", "unlink", "posix_fallocate")}
+    for n in itertools.count(1):
+        work = FolderWork(tmp_path / str(n))
+        count, dead = itertools.count(1), []
+
+        def deadly(call, n=n, count=count, dead=dead):
+            def wrapped(*args, **options):
+                if dead or next(count) >= n:
+                    dead.append(True)
+                    raise Killed
+                return call(*args, **options)
+
+            return wrapped
+
+        with monkeypatch.context() as patch:
+            for name, call in originals.items():
+                patch.setattr(os, name, deadly(call))
+            with contextlib.suppress(Killed):
+                work.array("points", (5, 2), np.uint8)
+        array = work.array("points", (5, 2), np.uint8)
+        assert array.shape == (5, 2)
+        assert not np.any(array)
+        if not dead:
+            break
+    assert n > 4
+
+
+def test_an_array_that_the_disk_has_no_room_for_is_an_error_at_once_and_leaves_nothing(tmp_path):
+    """Not a bus error when its rows are written."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a tiny disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        work = FolderWork(disk / "work")
+        with pytest.raises(OSError, match="No space left on device"):
+            work.array("points", (1000, 1000), np.uint8)
+        assert list(work.folder.iterdir()) == []
+        work.array("points", (100, 100), np.uint8)[:] = 1
+        del work  # which holds the disk
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_python_objects_are_no_array(work):
+    with pytest.raises(ValueError, match="Python objects"):
+        work.array("points", (2,), object)
+    assert not list(work.folder.glob("*"))
+
+
+def test_a_save_has_what_was_written_into_arrays_before_it_on_the_disk(work, monkeypatch):
+    told = []
+    array = work.array("points", (5,), np.uint8)
+    monkeypatch.setattr(type(array), "flush", lambda self: told.append("flush"))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: told.append("replace") or replace(*paths))
+    work.save(step=np.array(1))
+    assert told == ["flush", "replace"]
 
 
 # A fit ----------------------------------------------------------------------------------------------------------------
@@ -470,7 +607,7 @@ def test_no_other_fit_finds_what_one_saved(run, tmp_path):
         points = load(source)
         chunks = range(len(fanout.chunks(points[0].experiment)))
         with RunFolder(tmp_path / "-".join(["at", *overrides]), source, points) as folder:
-            return [folder.work(point, chunk) for point in points for chunk in chunks]
+            return [folder.places(point, chunk).work for point in points for chunk in chunks]
 
     here = places()
     assert len(set(here)) == 4
@@ -537,6 +674,79 @@ def test_a_disk_that_is_full_ends_the_run_with_the_place_and_the_same_command_co
         run(*ONE)
     monkeypatch.undo()
     assert run(*ONE) == whole(*ONE)
+
+
+# What several loops share -----------------------------------------------------------------------------------------------
+
+POLLUTED = (
+    f"mix.pollution={{n: 5, algorithm: {{kind: '{__name__}:Walk', always: true, blocks: 10}}}}",
+    "sweep={grid: {mix.pollution.n: [5, 8], algorithm.blocks: [10, 20]}}",
+    "generations=1",
+)
+
+
+def test_the_model_that_pollutes_is_fitted_once_a_chunk_and_goes_on_where_it_was_killed(run, whole):
+    """4 points, 2 chunks: 2 fits that pollute, whatever is polluted with how much of them, and 8 that are polluted."""
+    expected = whole(*POLLUTED)
+    fanout._start.cache_clear()
+    run.killed_after(50, *POLLUTED)
+    assert run(*POLLUTED) == expected
+    assert run.starts[0] == 51
+    assert len(MADE) == (2 + 8) * STEPS - 50
+    assert not (run.folder / "work").exists()
+
+
+def test_pollution_is_found_again_by_what_it_depends_on_alone(run, tmp_path):
+    def places(*overrides):
+        source = read(run.config, (POLLUTED[0], "sweep=", *overrides))
+        points = load(source)
+        with RunFolder(tmp_path / "-".join(["at", *overrides]).replace("/", "_"), source, points) as folder:
+            return [folder.places(points[0], chunk).pollution for chunk in (0, 1)]
+
+    here = places()
+    assert len(set(here)) == 2
+    for same in ("mix.pollution.n=9", "generations=5", "algorithm.blocks=7", "mix.n_synthetic=3"):
+        assert places(same) == here
+    for other in ("seed=1", "mix.n_real=11", "real.mean=[1]", "mix.pollution.algorithm.blocks=5"):
+        assert set(places(other)).isdisjoint(here)
+    source = read(run.config, ())
+    with RunFolder(tmp_path / "clean", source, load(source)) as folder:
+        assert folder.places(load(source)[0], 0).pollution is None
+
+
+# Workers -----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_fits_in_workers_write_is_told_while_they_are_busy_and_no_older_word(run, monkeypatch):
+    monkeypatch.setattr(fanout, "NOTICE_SECONDS", 0.005)
+    source = read(run.config, ())
+    points = load(source)
+    told = []
+    with RunFolder(run.folder, source, points) as folder:
+        hand = [(0, 0), (0, 1)]
+        deals = [fanout._deal(source, [points[:1]], hand, folder)]
+        key = points[0].key
+        old, new = (fanout._notice(task, key) for task in deals[0])
+        old(("generation-1",), 1, 60)
+        with fanout._heard(deals, lambda *words, **numbers: told.append((*words, numbers))):
+            new(("generation-1", "base"), 7, 60, loss=0.5)
+            deadline = time.monotonic() + 10
+            while not told and time.monotonic() < deadline:
+                time.sleep(0.005)
+        new.every = 0.0
+        new(("generation-1", "base"), 8, 60, loss=0.5)
+        time.sleep(0.05)
+    assert told == [(key, 1, ("generation-1", "base"), 7, 60, {"loss": 0.5})]
+
+
+def test_a_worker_writes_down_how_far_its_fit_is(run):
+    source = read(run.config, ONE)
+    points = load(source)
+    with RunFolder(run.folder, source, points) as folder:
+        (task,) = fanout._deal(source, [points], [(0, 0)], folder)
+        fanout.advance([task], 0.0, written=True)
+        names, _, total, numbers = fanout._notice(task, points[0].key).read()
+    assert (names, total, numbers) == (("generation-1",), STEPS, {"loss": 0.5})
 
 
 # Kill -9 ---------------------------------------------------------------------------------------------------------------
@@ -635,11 +845,10 @@ def test_kill_minus_nine_amid_a_fit_costs_the_steps_since_its_last_save(slow):
 def test_where_there_is_no_terminal_a_line_says_how_far_a_fit_is(slow, monkeypatch):
     monkeypatch.setattr(command, "LINE_SECONDS", -1.0)
     lines = invoke("sweep.grid={mix.n_synthetic: [10]}").splitlines()
-    assert lines[1] == "0/2 generations, at generation 1, fit 10/100, loss 0.5, n_synthetic=10; 0/s, no generation done yet"
-    assert re.fullmatch(
-        r"1/2 generations, at generation 2, fit 100/100, loss 0.5, n_synthetic=10; \S+/s, \d+ s left", lines[21]
-    )
-    assert re.fullmatch(r"2/2 generations, at generation 2, n_synthetic=10; \S+/s, done in \d+ s", lines[22])
+    assert lines[1] == "0/2 generations, at generation 1, n_synthetic=10, fit 10/100, loss 0.5"
+    assert re.fullmatch(r"0/2 generations, at generation 1, n_synthetic=10, fit 50/100, loss 0.5; 0:0\d left", lines[5])
+    assert lines[21] == "1/2 generations, at generation 2, n_synthetic=10, fit 100/100, loss 0.5; 0:00 left"
+    assert re.fullmatch(r"2/2 generations, at generation 2, n_synthetic=10; \S+/s, done in 0:0\d", lines[22])
 
 
 # Divergence ------------------------------------------------------------------------------------------------------------

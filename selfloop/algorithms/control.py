@@ -31,6 +31,7 @@ from scipy.spatial import cKDTree  # type: ignore[import-untyped, unused-ignore]
 from selfloop.algorithms.mixture import MixtureFit
 from selfloop.algorithms.sims import Pair, Sims, SimsModel
 from selfloop.component import AT_SAMPLING, Count, NonNegative, Real, component
+from selfloop.embed import Embedding
 from selfloop.measure import Array, Data, Ints, Measure, finite
 from selfloop.protocols import ScoreModel, Tunable, Work
 
@@ -51,7 +52,8 @@ class Control:
     auxiliary none of the class, and it is an error if all do. interval: noise levels [low, high] at which guidance acts, all
     if not said; classes are decided at the high ones, and keep their shapes better without the low ones.
     The classes are the labels of the training data, and a sample has that of most of its `neighbours` nearest training points,
-    by weight; or, if `clusters` says how many, groups found in the data by a mixture of round Gaussians, the largest first.
+    by weight; or the one that `judge` names, a classifier trained on this data; or, if `clusters` says how many, groups found
+    in the data by a mixture of round Gaussians, the largest first.
 
     The pool is weighted by sigma_c / pi_c and not drawn from again: the same law, every sample used, and no noise of a second
     draw, which guidance would multiply by omega. If the base draws labels, it draws them as the pool has them under weights
@@ -68,6 +70,7 @@ class Control:
     extrapolate: Literal["shares", "odds"] = "shares"
     clusters: Annotated[Count, Gt(1)] | None = None
     neighbours: Count = 5
+    judge: Embedding | None = None
     interval: Annotated[tuple[NonNegative, NonNegative] | None, AT_SAMPLING] = None
 
     def __post_init__(self) -> None:
@@ -80,6 +83,10 @@ class Control:
                 raise ValueError(f"target must be shares that add to one, got a sum of {sum(self.target):g}")
             if self.clusters is not None and len(self.target) != self.clusters:
                 raise ValueError(f"target must hold a share for each of {self.clusters} clusters, got {len(self.target)}")
+        if self.judge is not None and not getattr(self.judge, "classifies", False):
+            raise ValueError("judge must name classes; use kind classifier")
+        if self.judge is not None and self.clusters is not None:
+            raise ValueError("classes are named by a judge or found as clusters; give one of judge and clusters")
         _ = self.sims  # refuses a budget, a sampler and an interval that do not fit
 
     @property
@@ -113,7 +120,7 @@ class Control:
             raise ValueError(f"control guides a denoiser and {type(base).__name__} has none; use another algorithm")
         pool = base.sample(self.n_synthetic, draw_rng, work=work and work.at("synthetic"))
         sound = finite(data) & finite(pool)
-        judged, classes = self._judged(data, pool, sound, judge_rng)
+        judged, classes = self._judged(data, pool, sound, judge_rng, work)
         pi = _shares(judged, classes, pool.weights)
         _refuse(pi, sound, f"is named by none of {pool.n} samples of the base", "use a larger n_synthetic")
         tau = np.full(classes, 1 / classes) if self.target == "uniform" else np.array(self.target)
@@ -158,7 +165,7 @@ class Control:
             ratio = np.broadcast_to(wanted / pi, pi.shape)
         return np.where(sound[..., None], np.take_along_axis(ratio, judged, axis=-1), 1.0)
 
-    def _judged(self, data: Measure, pool: Measure, sound: Mask, rng: Generator) -> tuple[Ints, int]:
+    def _judged(self, data: Measure, pool: Measure, sound: Mask, rng: Generator, work: Work | None) -> tuple[Ints, int]:
         """The class of every sample (*batch, n), 0 in members that are not finite, and the number of classes."""
         if self.clusters is not None:
             groups = MixtureFit(components=self.clusters, covariance="spherical", restarts=10).fit(data, rng)
@@ -174,6 +181,9 @@ class Control:
                 "give every class a share"
             )
         _refuse(_shares(labels, classes, data.weights), sound, "has no training point", "use more points")
+        if self.judge is not None:
+            judge: Any = self.judge.fitted(data, work and work.at("judge"))
+            return judge.classify(pool.points), classes
         return nearest_class(data, labels, pool, sound, classes, self.neighbours), classes
 
 

@@ -123,7 +123,7 @@ class Neon:
 
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> NeonModel:
         """Base, synthetic data, auxiliary; the parameters are merged when the model is first used."""
-        pair = Pair.fit(self.algorithm, data, self.n_synthetic, self.budget, self.tune_on, rng, work)
+        (pair,) = Pair.fit(self.algorithm, data, self.n_synthetic, [self.budget], self.tune_on, rng, work)
         return NeonModel(pair, self.omega, self.algorithm)
 
     def restore(self, state: Mapping[str, Array]) -> NeonModel:

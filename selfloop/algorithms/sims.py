@@ -10,12 +10,13 @@ The auxiliary shows in which direction training on samples moves the model; guid
 fraction eta toward the fit of the base's own samples, the best guidance is omega = 1 / eta, about (see `selfloop.theory`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
+from annotated_types import Len
 from numpy.random import Generator
 
 from selfloop.algorithms.choose import Choose
@@ -42,12 +43,12 @@ class Pair:
         algorithm: Tunable,
         data: Data,
         n_synthetic: int,
-        budget: float,
+        budgets: Sequence[float],
         tune_on: TuneOn,
         rng: Generator,
         work: Work | None = None,
-    ) -> "Pair":
-        """Fit the base to `data`, draw n_synthetic samples of it, tune it for `budget` on them, or on the data and them.
+    ) -> list["Pair"]:
+        """Fit the base to `data`, draw n_synthetic samples of it, tune it on them, or data and them: a pair at each budget.
 
         Moments in, moments drawn: no points are made when the data has none. Each part draws from a stream of its own.
         """
@@ -55,8 +56,9 @@ class Pair:
         base = algorithm.fit(data, fit_rng, work and work.at("base"))
         synthetic = drawn_like(data, base, n_synthetic, draw_rng, work and work.at("synthetic"))
         seen = synthetic if tune_on == "synthetic" else concatenate([data, synthetic])
-        auxiliary = next(iter(algorithm.tune(base, seen, [budget], tune_rng, work and work.at("auxiliary"))))
-        return cls(base, auxiliary)
+        return [
+            cls(base, auxiliary) for auxiliary in algorithm.tune(base, seen, budgets, tune_rng, work and work.at("auxiliary"))
+        ]
 
     @cached_property
     def same(self) -> bool:
@@ -72,17 +74,17 @@ class Pair:
         base, auxiliary = (np.asarray(getattr(model, "failed", 0)) for model in (self.base, self.auxiliary))
         return np.where(base > 0, base, auxiliary)
 
-    def state(self) -> dict[str, Array]:
-        """Arrays of both, under the prefixes `base.` and `auxiliary.`."""
-        parts = {"base": self.base.state(), "auxiliary": self.auxiliary.state()}
+    def state(self, name: str = "auxiliary") -> dict[str, Array]:
+        """Arrays of both, under the prefixes `base.` and, if it is given no other name, `auxiliary.`."""
+        parts = {"base": self.base.state(), name: self.auxiliary.state()}
         return {f"{part}.{name}": values for part, state in parts.items() for name, values in state.items()}
 
     @classmethod
-    def restore(cls, algorithm: Tunable, state: Mapping[str, Array]) -> "Pair":
-        """The pair of a saved state."""
+    def restore(cls, algorithm: Tunable, state: Mapping[str, Array], name: str = "auxiliary") -> "Pair":
+        """The pair of a saved state, with the auxiliary of this name."""
         base, auxiliary = (
             algorithm.restore({key.removeprefix(part): values for key, values in state.items() if key.startswith(part)})
-            for part in ("base.", "auxiliary.")
+            for part in ("base.", f"{name}.")
         )
         return cls(base, auxiliary)
 
@@ -102,12 +104,13 @@ def check_budget(algorithm: Tunable, budget: float) -> None:
 class SimsModel:
     """A base model guided away from its auxiliary, in an interval of noise levels if one is given.
 
-    omega: a number, or one for each member (*batch,).
+    omega: a number, or one for each member (*batch,); trajectory: the pairs at all budgets, if they are kept.
     """
 
     pair: Pair
     omega: float | Array
     interval: guide.Interval | None = None
+    trajectory: tuple[Pair, ...] = ()
 
     @property
     def sampler(self) -> Any:
@@ -181,7 +184,21 @@ class SimsModel:
             return self._law.sample(n, rng)
         if self._alone is not None:
             return self._alone.sample(n, rng, labels, work)  # type: ignore[no-any-return]
-        return diffusion.drawn(self, n, rng, labels)
+        return diffusion.drawn(self, n, rng, labels, work=work)
+
+    @property
+    def at_once(self) -> int | None:
+        """How many points go through the sampler together, None = all."""
+        return getattr(self.pair.base, "at_once", None)
+
+    @property
+    def dtype(self) -> Any:
+        """What points are kept as, by a base whose samples are large."""
+        return self.pair.base.dtype
+
+    def lower(self, x: Array) -> Any:
+        """What the base keeps of points."""
+        return self.pair.base.lower(x)
 
     def draw_labels(self, n: int, rng: Generator) -> Any:
         """The labels that the base would draw; None if it has no classes."""
@@ -204,8 +221,11 @@ class SimsModel:
         return self._law.biased(bias)
 
     def state(self) -> dict[str, Array]:
-        """The fits of base and auxiliary, and omega where every member has its own; else it is a setting of sampling."""
-        return self.pair.state() | ({"omega": self.omega} if isinstance(self.omega, np.ndarray) else {})
+        """The fits of base and auxiliaries, and omega where every member has its own; else it is a setting of sampling."""
+        out = {} if self.trajectory else self.pair.state()
+        for number, pair in enumerate(self.trajectory):
+            out |= pair.state(f"auxiliary-{number}")
+        return out | ({"omega": self.omega} if isinstance(self.omega, np.ndarray) else {})
 
 
 @component
@@ -213,7 +233,8 @@ class Sims:
     """Self-improving by negative guidance, over any algorithm that can be tuned; omega changes without a new fit.
 
     algorithm: the one improved; n_synthetic: samples of the base the auxiliary is tuned on; budget: how long, in the
-    algorithm's own unit (fraction eta in [0, 1] for closed forms, million samples seen for networks); tune_on: those samples
+    algorithm's own unit (fraction eta in [0, 1] for closed forms, million samples seen for networks); budgets: those of one
+    trajectory, of which `budget` is one: another one of them, in a sweep for example, needs no new fit; tune_on: those samples
     alone, or the data and them; omega >= -1: guidance strength, 0 = the base alone, or `auto`, which `choose` finds for every
     replicate on points held out; interval: noise levels [low, high] at which guidance acts, all if not said.
     Raises ValueError from `fit` if the models have no denoiser.
@@ -222,13 +243,19 @@ class Sims:
     algorithm: Tunable
     n_synthetic: Count
     budget: NonNegative
+    budgets: Annotated[tuple[NonNegative, ...], Len(1)] | None = None
     omega: Annotated[Omega | Literal["auto"], AT_SAMPLING] = 1.0
     tune_on: TuneOn = "synthetic"
     choose: Choose = Choose()
     interval: Annotated[tuple[NonNegative, NonNegative] | None, AT_SAMPLING] = None
 
     def __post_init__(self) -> None:
-        check_budget(self.algorithm, self.budget)
+        for budget in self.trajectory:
+            check_budget(self.algorithm, budget)
+        if list(self.trajectory) != sorted(set(self.trajectory)) or self.budget not in self.trajectory:
+            raise ValueError(
+                f"budgets must ascend and hold the budget {self.budget:g}; got {list(self.trajectory)}: add it, or sort them"
+            )
         guide.check_interval(self.interval)
         sampler, gives = getattr(self.algorithm, "sampler", None), getattr(self.algorithm, "gives", ())
         if getattr(sampler, "kind", None) == "exact" and "law" not in gives:
@@ -245,6 +272,18 @@ class Sims:
                     f"interval must hold a noise level of the sampler, which goes from {sampler.sigma_max:g} to "
                     f"{sampler.sigma_min:g} in {sampler.steps} steps; got {list(self.interval)}"
                 )
+
+    @property
+    def trajectory(self) -> tuple[float, ...]:
+        """The budgets at which there is an auxiliary."""
+        return (self.budget,) if self.budgets is None else self.budgets
+
+    @property
+    def sampling_fields(self) -> frozenset[str]:
+        """The fields that need no new fit: omega and interval, unless omega is chosen in the fit; budget on a trajectory."""
+        if self.omega == "auto":
+            return frozenset()
+        return frozenset({"omega", "interval"}) | (frozenset() if self.budgets is None else frozenset({"budget"}))
 
     @property
     def gives(self) -> frozenset[str]:
@@ -264,15 +303,20 @@ class Sims:
         held_out = None
         if self.omega == "auto":
             data, held_out = self.choose.split(data, choose_rng)
-        pair = Pair.fit(self.algorithm, data, self.n_synthetic, self.budget, self.tune_on, rng, work)
+        pairs = Pair.fit(self.algorithm, data, self.n_synthetic, self.trajectory, self.tune_on, rng, work)
+        pair = pairs[self.trajectory.index(self.budget)]
         if not isinstance(pair.base, ScoreModel):
             raise ValueError(f"SIMS guides a denoiser and {type(pair.base).__name__} has none; use neon")
+        kept = () if self.budgets is None else tuple(pairs)
         if held_out is None:
-            return SimsModel(pair, cast(float, self.omega), self.interval)
+            return SimsModel(pair, cast(float, self.omega), self.interval, kept)
         omega = self.choose.best(lambda omega: SimsModel(pair, omega, self.interval), held_out, choose_rng)
-        return SimsModel(pair, omega, self.interval)
+        return SimsModel(pair, omega, self.interval, kept)
 
     def restore(self, state: Mapping[str, Array]) -> SimsModel:
         """The pair of a saved fit, at this algorithm's omega."""
         omega = np.asarray(state["omega"]) if self.omega == "auto" else self.omega
-        return SimsModel(Pair.restore(self.algorithm, state), omega, self.interval)
+        if self.budgets is None:
+            return SimsModel(Pair.restore(self.algorithm, state), omega, self.interval)
+        pairs = tuple(Pair.restore(self.algorithm, state, f"auxiliary-{number}") for number in range(len(self.budgets)))
+        return SimsModel(pairs[self.budgets.index(self.budget)], omega, self.interval, pairs)

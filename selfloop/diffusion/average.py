@@ -83,12 +83,13 @@ class PowerAverage:
             self.value = {name: _copy(theta) for name, theta in parameters.items()}
             return
         step = -math.expm1((gamma_of(self.std) + 1) * math.log1p(-1 / self.t))  # 1 - beta
-        for name, theta in parameters.items():
-            average = self.value[name]
-            if isinstance(average, np.ndarray):
-                average += step * (theta - average)
-            else:
-                average.lerp_(theta.detach(), step)
+        arrays = {name: theta for name, theta in parameters.items() if isinstance(theta, np.ndarray)}
+        for name, theta in arrays.items():
+            self.value[name].__iadd__(step * (theta - self.value[name]))
+        if tensors := [name for name in parameters if name not in arrays]:
+            import torch
+
+            torch._foreach_lerp_([self.value[name] for name in tensors], [parameters[name].detach() for name in tensors], step)
 
     def snapshot(self) -> "PowerAverage":
         """A copy with memory of its own."""

@@ -18,16 +18,20 @@ d + 1 probes: `law` gives the law of what N steps draw.
 """
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.random import Generator
 
+from selfloop import ranks
 from selfloop.component import Count, NonNegative, Positive, component
 from selfloop.covariance import symmetric
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Measure
+from selfloop.protocols import Work
 
 Denoise = Callable[[Any, float], Any]
 BLOCK = 64
@@ -132,13 +136,15 @@ def sample(
     rng: Generator,
     axis: int = 0,
     lift: Callable[[Array], Any] = np.asarray,
+    first: int = 0,
 ) -> Array:
     """Points of shape (*batch, n, *event), drawn by the sampler's steps from N(0, sigma_max^2 I); n is at `axis`.
 
     Noise belongs to blocks of 64 points: point i is the same, to rounding, whatever n is and however a sample is cut.
-    lift: what makes of an array the kind that `denoise` computes with, a tensor on a GPU for example.
+    lift: what makes of an array the kind that `denoise` computes with, a tensor on a GPU for example; first: the number of the
+    first point, a multiple of 64, in the sample that these n are a piece of.
     """
-    noise = BlockNoise(shape, axis, rng)
+    noise = BlockNoise(shape, axis, rng, first)
     x = lift(sampler.sigma_max * noise())
     for s, s_next in sampler.moves():
         x, std = sampler.step(denoise, x, s, s_next)
@@ -147,16 +153,25 @@ def sample(
     return np.asarray(x.cpu() if hasattr(x, "cpu") else x, dtype=float)
 
 
-def drawn(model: Any, n: int, rng: Generator, labels: Any = None, sampler: Sampler | None = None) -> Measure:
+def drawn(
+    model: Any, n: int, rng: Generator, labels: Any = None, sampler: Sampler | None = None, work: Work | None = None
+) -> Measure:
     """n points of a `ScoreModel` by its own sampler or another, with the labels given, or those it draws if it has classes.
 
-    A model may say by `draw_labels(n, rng)` which classes it draws, and by `lift` what kind of array it computes with.
+    A model may say by `draw_labels(n, rng)` which classes it draws, and by `lift` what kind of array it computes with. One
+    whose samples are large, and without batch axes, says by `at_once` how many go through the sampler together, and by `lower`
+    and `dtype` what is kept of them. These pieces are dealt to the processes that run together; with `work` they are stored as
+    they come and not drawn again.
     """
     label_rng, noise_rng = rng.spawn(2)
     if labels is None and hasattr(model, "draw_labels"):
         labels = model.draw_labels(n, label_rng)
+    if getattr(model, "at_once", None) is not None:
+        seed = int(noise_rng.integers(2**63))
+        points = _in_pieces(model, n, seed, labels, sampler or model.sampler, work)
+        return Measure(points, np.broadcast_to(1.0 / n, (n,)), labels)
     points = sample(
-        lambda x, sigma: model.denoise(x, sigma, labels),
+        partial(_denoised, model, labels),
         sampler or model.sampler,
         model.shape(n),
         noise_rng,
@@ -166,14 +181,47 @@ def drawn(model: Any, n: int, rng: Generator, labels: Any = None, sampler: Sampl
     return Measure(points, np.broadcast_to(1.0 / n, (*model.batch, n)), labels)
 
 
-class BlockNoise:
-    """Standard normal arrays of one shape, one after the other; each block of 64 points along `axis` has its own stream."""
+def _denoised(model: Any, labels: Any, x: Any, sigma: float) -> Any:
+    return model.denoise(x, sigma, labels)
 
-    def __init__(self, shape: tuple[int, ...], axis: int, rng: Generator):
+
+def _in_pieces(model: Any, n: int, seed: int, labels: Any, sampler: Sampler, work: Work | None) -> Any:
+    """Points (n, *event) of a model without batch axes, as `lower` keeps them; see `drawn`."""
+    size = -(-model.at_once // BLOCK) * BLOCK
+    starts = range(0, n, size)
+    shapes = {"points": (model.shape(n), model.dtype), "done": ((len(starts),), np.dtype(np.uint8))}
+    made, done = (np.zeros(*kind) if work is None else work.array(name, *kind) for name, kind in shapes.items())
+    began, before = time.monotonic(), int(done.sum())
+    for number, start in enumerate(starts):
+        if done[number] or number % ranks.world() != ranks.rank():
+            continue
+        rows = slice(start, min(start + size, n))
+        given = None if labels is None else labels[rows]
+        rng, shape = np.random.default_rng(seed), model.shape(rows.stop - start)
+        made[rows] = model.lower(sample(partial(_denoised, model, given), sampler, shape, rng, 0, model.lift, start))
+        done[number] = 1
+        if work is not None:
+            pieces = int(done.sum())
+            rate = (pieces - before) * size / (time.monotonic() - began)
+            work.report(min(pieces * size, n), n, images_per_second=rate)
+    if work is None:
+        return ranks.summed(made)
+    ranks.barrier()
+    return made
+
+
+class BlockNoise:
+    """Standard normal arrays of one shape, one after the other; each block of 64 points along `axis` has its own stream.
+
+    first: the number of the first point, a multiple of 64.
+    """
+
+    def __init__(self, shape: tuple[int, ...], axis: int, rng: Generator, first: int = 0):
         key = int(rng.integers(2**63))
         self.shape, self.axis = shape, axis
         self.block = (*shape[:axis], BLOCK, *shape[axis + 1 :])
-        self.streams = [np.random.Generator(np.random.Philox(key=[key, b])) for b in range(-(-shape[axis] // BLOCK))]
+        blocks = range(first // BLOCK, first // BLOCK + -(-shape[axis] // BLOCK))
+        self.streams = [np.random.Generator(np.random.Philox(key=[key, b])) for b in blocks]
 
     def __call__(self) -> Array:
         """The next array (*batch, n, *event)."""

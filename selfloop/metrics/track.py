@@ -29,6 +29,8 @@
     diverged           1 at the generation at which a replicate left float64             -
     diverged_step      training step at which its loss stopped being finite              count
 
+The metrics of images have a table of their own, in `selfloop.metrics.images`.
+
 A tracker sees a generation and the source, draws what it needs from streams of its own, and returns an array over
 the replicates for each metric. It keeps no state, so that a run can be cut anywhere. `every` and `replicates` say how often
 and for how many replicates it is worth its price.
@@ -52,17 +54,24 @@ from selfloop.diffusion.score import gaussian_denoiser
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Measure, Moments
 from selfloop.metrics import transport
-from selfloop.protocols import Generation, Model, MomentModel, Source, Streams
+from selfloop.protocols import Generation, Model, MomentModel, Source, Streams, Work
 
 
 @dataclass(frozen=True)
 class View:
-    """What a tracker is shown: a generation, p_r, the streams of the loop, and how many replicates count."""
+    """What a tracker is shown: a generation, p_r, the streams of the loop, and how many replicates count.
+
+    work: where what takes long of this generation is kept, samples for example, until it is finished; keep: where a tracker
+    keeps what it makes once a run, for all loops of it, a trained classifier for example. Unbatched data has one replicate, and
+    its metrics have no axis.
+    """
 
     generation: Generation
     source: Source
     streams: Streams
     members: int
+    work: Work | None = None
+    keep: Work | None = None
 
     def stream(self, role: str) -> np.random.Generator:
         """A stream of this generation, named apart from the loop's own."""
@@ -70,7 +79,8 @@ class View:
 
     def sample(self, n: int, role: str) -> Measure:
         """n points of the model for the replicates that count."""
-        return first(self.generation.model.sample(n, self.stream(role)), self.members)
+        work = self.work and self.work.at(role)
+        return first(self.generation.model.sample(n, self.stream(role), work=work), self.members)
 
     def real(self, n: int, role: str) -> Measure:
         """n points of p_r for the replicates that count; a data set gives at most what it holds out."""
@@ -108,13 +118,15 @@ class View:
 
 
 def first(data: Measure, members: int) -> Measure:
-    """The first `members` replicates of a batch."""
+    """The first `members` replicates of a batch; unbatched data as it is."""
+    if not data.batch:
+        return data
     marks = [None if mark is None or mark.ndim == 1 else mark[:members] for mark in (data.labels, data.origin)]
     return Measure(data.points[:members], data.weights[:members], *marks)
 
 
 def _member(law: Gaussian, members: int) -> Gaussian:
-    return Gaussian(law.mean[:members], law.cov[:members])
+    return law if law.mean.ndim == 1 else Gaussian(law.mean[:members], law.cov[:members])
 
 
 def _law_of(model: Model, instead: str) -> Gaussian:

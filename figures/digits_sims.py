@@ -1,0 +1,86 @@
+"""Figures 1 and 3 of the SIMS paper on handwritten digits, from the results of experiments/digits_sims.yaml.
+
+FD is of the features of a classifier trained on the same real images, between n samples and the real training images. The curve
+of every replicate is drawn from the same noise at all omega; bands are of independent trainings.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from figures.averages import averages, configuration, only, read, swept
+from figures.guidance import BUDGET, OMEGA, thousand
+from figures.style import COLOURS, MARKERS, ORDERED, WIDTH, band, note, reference
+from selfloop.report import curves, mean_and_error
+from selfloop.results import RunError
+
+METRICS = ["fd", "fd_floor", "fd_equal", "kid", "kid_floor", "precision", "recall"]
+
+
+def kept(table: pd.DataFrame) -> pd.DataFrame:
+    """The metrics drawn and told, of every replicate."""
+    return only(table, METRICS)
+
+
+def draw(results: Path) -> Figure:
+    """FD and KID against omega at every budget of the auxiliary, and FD against the budget for the auxiliary alone and SIMS."""
+    table = kept(read(results, [BUDGET, OMEGA], ["fd", "kid"])).astype({"value": float})
+    settings, mean = configuration(results), averages(table, dict.fromkeys(METRICS, 1))
+    budgets, omegas = sorted(table[BUDGET].unique()), sorted(table[OMEGA].unique())
+    if not {-1, 0} <= set(omegas) or len(omegas) < 3:
+        raise RunError(f"{results} lacks omega = 0, omega = -1 or any other; draw a run whose sweep holds them")
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, metric in zip(panels, ("fd", "kid", "fd"), strict=True):
+        base = swept(mean, OMEGA, metric, {BUDGET: budgets[0]}).mean[omegas.index(0)]
+        reference(axes, float(base), "base", 1.0)
+    for axes, metric in ((panels[0], "fd"), (panels[1], "kid")):
+        _draw_omega(axes, mean, metric, budgets)
+    _draw_budget(panels[2], mean, [omega for omega in omegas if omega != 0])
+    panels[0].set(ylabel="FD  (squared unit of the features)", title="(a) Fréchet distance")
+    panels[1].set(ylabel="KID", title="(b) Kernel distance")
+    runs, network = table["replicate"].nunique(), settings["algorithm"]["algorithm"]
+    n, best = settings["track"]["image_quality"]["n"], gain(table, budgets, omegas)
+    floor = mean_and_error(curves(table, "fd_floor", {BUDGET: budgets[0], OMEGA: 0})[:, -1])
+    equal = mean_and_error(curves(table, "fd_equal", {BUDGET: budgets[0], OMEGA: 0})[:, -1])
+    note(
+        figure,
+        f"Curves and bands: mean of {runs} trainings ± 1 standard error; {n:,} samples each. ω = −1: auxiliary alone. The base "
+        f"saw {thousand(network['budget'])} thousand\nimages. Least FD, at ω = {best[1]:g} and budget "
+        f"{thousand(best[0])} thousand: {best[2]:.2f} ± {best[3]:.2f} below the base (paired). "
+        f"Held-out real images: FD {floor[0]:.2f},\n"
+        f"as many samples of the base {equal[0]:.2f}.",
+    )
+    return figure
+
+
+def gain(table: pd.DataFrame, budgets: list[float], omegas: list[float]) -> tuple[float, float, float, float]:
+    """(budget, omega, mean, error): where the mean FD is least, and by how much less than the base's, paired by replicate."""
+    values = {(b, w): curves(table, "fd", {BUDGET: b, OMEGA: w})[:, -1] for b in budgets for w in omegas}
+    at = min(values, key=lambda point: values[point].mean())
+    return *at, *mean_and_error(values[at[0], 0] - values[at])
+
+
+def _draw_omega(axes: Axes, mean: pd.DataFrame, metric: str, budgets: list[float]) -> None:
+    for number, budget in enumerate(budgets):
+        at = swept(mean, OMEGA, metric, {BUDGET: budget})
+        band(axes, at, color=COLOURS[[0, 2, 1][number % 3]], marker=MARKERS[number], markersize=3.5, label=thousand(budget))
+    axes.set(xlabel=r"guidance $\omega$")
+    axes.legend(title="budget (thousand images)", loc="upper center", alignment="left")
+
+
+def _draw_budget(axes: Axes, mean: pd.DataFrame, omegas: list[float]) -> None:
+    for number, omega in enumerate(omegas):
+        at = swept(mean, BUDGET, "fd", {OMEGA: omega})
+        alone = omega == -1
+        look = {"color": "0.5" if alone else ORDERED[min(number, 4)], "marker": MARKERS[number % 6], "markersize": 3.5}
+        band(axes, at, label="auxiliary alone" if alone else f"ω = {omega:g}", **look)
+    axes.set(xlabel="budget  (thousand images)", ylabel="FD  (squared unit of the features)", xscale="log")
+    axes.set_title("(c) Fine-tuning alone, and SIMS")
+    axes.set_xticks(at.x, [thousand(budget) for budget in np.unique(at.x)])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.legend(loc="upper left")
