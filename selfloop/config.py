@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,8 +43,16 @@ class Point:
     @property
     def key(self) -> str:
         """A name that does not depend on the other points, nor on whether a 1 was written as 1.0."""
-        plain = {path: int(v) if isinstance(v, float) and v.is_integer() else v for path, v in self.values.items()}
-        return json.dumps(plain, sort_keys=True)
+        return json.dumps(self._plain, sort_keys=True)
+
+    def label(self, chunk: int, generation: int) -> str:
+        """A name for a file: the last word of each swept path with its value, then chunk and generation."""
+        words = [f"{path.split('.')[-1]}={value}" for path, value in self._plain.items()]
+        return re.sub(r"[^\w.=,+-]+", "_", ",".join([*words, f"chunk={chunk}", f"generation={generation}"]))
+
+    @property
+    def _plain(self) -> dict[str, Any]:
+        return {path: int(v) if isinstance(v, float) and v.is_integer() else v for path, v in self.values.items()}
 
 
 # Spreading -------------------------------------------------------------------------------------------------------------

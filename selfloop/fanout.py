@@ -225,7 +225,9 @@ def _advance_loop(task: Task, point: Point, outcome: Outcome, deadline: float, r
     saved = outcome.saved.setdefault(point.key, [])
     for generation in self_consume(source, real, algorithm, mix, experiment.generations, streams, history, desk.work):
         work = desk.work and desk.work.at(f"generation-{generation.index}").at("track")
-        outcome.blocks += _blocks(point, task.chunk, offset, View(generation, source, streams, replicates, work, desk.keep))
+        name = point.label(task.chunk, generation.index)
+        view = View(generation, source, streams, replicates, work, desk.keep, name)
+        outcome.blocks += _blocks(point, task.chunk, offset, view)
         saved.append((generation.index, pack(generation, mix.warm is not None)))
         if mix.memory is not None:
             del saved[: -mix.memory]

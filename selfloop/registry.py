@@ -56,6 +56,7 @@ KINDS: dict[str, dict[str, str]] = {
         "categories": "selfloop.metrics.track:Categories",
         "excess_risk": "selfloop.metrics.track:ExcessRisk",
         "class_shares": "selfloop.metrics.track:ClassShares",
+        "pictures": "selfloop.metrics.pictures:Pictures",
         "image_quality": "selfloop.metrics.images:ImageQuality",
     },
     "curators": {

@@ -23,7 +23,7 @@ from selfloop.images import Images
 from selfloop.laws import Gaussian
 from selfloop.measure import Measure
 from selfloop.metrics import frechet as fd
-from selfloop.metrics import images, kernel, neighbours
+from selfloop.metrics import images, kernel, neighbours, transport
 from selfloop.metrics.diversity import vendi
 from selfloop.metrics.frechet import FeatureMoments, frechet, load_reference, moments
 from selfloop.metrics.images import ImageQuality
@@ -49,15 +49,31 @@ def cloud(seed: int, n: int, d: int, shift: float = 0.0) -> np.ndarray:
 # Frechet distance
 
 
-@pytest.mark.parametrize(("n", "m"), [(400, 300), (40, 50)])
-def test_the_frechet_distance_is_that_of_sqrtm_and_of_torchmetrics_singular_or_not(n: int, m: int) -> None:
-    """d = 64, so that 40 images have a singular covariance."""
+@pytest.mark.parametrize("large", [1, 256])
+@pytest.mark.parametrize(("n", "m"), [(400, 300), (40, 50), (400, 50)])
+def test_the_frechet_distance_is_that_of_sqrtm_and_of_torchmetrics_singular_or_not(
+    n: int, m: int, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """d = 64, so that 40 images have a singular covariance; both ways of W_2^2, that of few dimensions and that of many."""
+    monkeypatch.setattr(transport, "LARGE", large)
     x, y = cloud(0, n, 64).astype(float), cloud(1, m, 64, 0.1).astype(float)
     (a, s), (b, t) = ((z.mean(axis=0), np.cov(z.T)) for z in (x, y))
     ours = frechet(moments(x), moments(y))
     theirs = ((a - b) ** 2).sum() + np.trace(s + t) - 2 * np.trace(sqrtm(s @ t)).real
     assert ours == pytest.approx(theirs, rel=1e-6)
     assert ours == pytest.approx(float(_compute_fid(*map(torch.from_numpy, (a, s, b, t)))), rel=1e-6)
+
+
+def test_in_many_dimensions_close_covariances_keep_their_digits_and_a_bad_one_is_nan() -> None:
+    """W_2 of N(0, I) and N(0, (1 + e)^2 I) is e d^(1/2), at e = 1e-9 as at e = .1; one eigenvalue of the third is -1."""
+    one = Gaussian(np.zeros(300), np.eye(300))
+    for e in (0.1, 1e-9):
+        other = Gaussian(np.zeros(300), (1 + e) ** 2 * np.eye(300))
+        assert transport.gaussian_wasserstein2(one, other) == pytest.approx(e * np.sqrt(300), rel=1e-5)
+    bad = np.eye(300)
+    bad[0, 0] = -1
+    both = Gaussian(np.zeros((2, 300)), np.stack([bad, 4 * np.eye(300)]))
+    np.testing.assert_allclose(transport.gaussian_wasserstein2(both, one), [np.nan, np.sqrt(300)], rtol=1e-9)
 
 
 @quick

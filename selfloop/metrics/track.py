@@ -62,8 +62,8 @@ class View:
     """What a tracker is shown: a generation, p_r, the streams of the loop, and how many replicates count.
 
     work: where what takes long of this generation is kept, samples for example, until it is finished; keep: where a tracker
-    keeps what it makes once a run, for all loops of it, a trained classifier for example. Unbatched data has one replicate, and
-    its metrics have no axis.
+    keeps what it makes once a run, for all loops of it, a trained classifier for example; name: of the point, the chunk and the
+    generation, fit for a file. Unbatched data has one replicate, and its metrics have no axis.
     """
 
     generation: Generation
@@ -72,6 +72,7 @@ class View:
     members: int
     work: Work | None = None
     keep: Work | None = None
+    name: str = ""
 
     def stream(self, role: str) -> np.random.Generator:
         """A stream of this generation, named apart from the loop's own."""

@@ -33,6 +33,10 @@ MAX_ITERATIONS = 10_000_000
 """Of the network simplex. POT's own default of 10^5 stops too early from some thousand points on."""
 DIRECT_COORDINATES = 32
 """Up to this dimension |x - y|^2 is summed coordinate by coordinate; above, |x|^2 + |y|^2 - 2 x.y is faster."""
+LARGE = 256
+"""From this dimension on, that of features of images, W_2^2 is a difference of traces, unless that loses digits: see CLOSE."""
+CLOSE = 1e-6
+"""W_2^2 below this share of the traces is computed as a sum of squares: their difference would have less than nine digits."""
 SLICE_NUMBERS = 2**22
 """Projected coordinates held at a time by the sliced distance: 32 MB."""
 
@@ -48,6 +52,7 @@ def gaussian_wasserstein2(a: Gaussian, b: Gaussian) -> Array:
                 over tr A + tr B + 2 t,  t = tr (A^(1/2) B A^(1/2))^(1/2) = (tr AB + 2 (det A det B)^(1/2))^(1/2)
         d > 2   min_U |F_a - F_b U|^2 = |F_a - F_b U*|^2 over orthogonal U, F F^T the covariances (by `eigh`), U* = P Q^T
                 of the singular value decomposition F_b^T F_a = P S Q^T
+                in many dimensions tr A + tr B - 2 tr S, without U*, unless A is close to B: half the time
     Singular covariances are allowed; one with an entry that is not finite or an eigenvalue below zero gives NaN.
     Raises ValueError if the dimensions differ. Source: Dowson & Landau (1982); Peyre & Cuturi (2019), remark 2.31.
     """
@@ -88,11 +93,21 @@ def _bures2(a: Array, b: Array) -> Array:
     factor_a, factor_b = _factor(a), _factor(b)
     cross = np.swapaxes(factor_b, -1, -2) @ factor_a
     finite = np.asarray(np.isfinite(cross).all(axis=(-2, -1)))
-    left, _, right = np.linalg.svd(np.where(finite[..., None, None], cross, np.eye(a.shape[-1])))
+    cross = np.where(finite[..., None, None], cross, np.eye(a.shape[-1]))
+    if a.shape[-1] >= LARGE:
+        traces = np.trace(a, axis1=-2, axis2=-1) + np.trace(b, axis1=-2, axis2=-1)
+        difference = traces - 2 * np.linalg.svd(cross, compute_uv=False).sum(axis=-1)
+        if (difference > CLOSE * traces)[finite].all():
+            return np.where(finite, difference, np.nan)
+    left, _, right = np.linalg.svd(cross)
     return np.where(finite, ((factor_a - factor_b @ (left @ right)) ** 2).sum(axis=(-2, -1)), np.nan)
 
 
 def _factor(cov: Array) -> Array:
+    if cov.shape[-1] >= LARGE:
+        lower = covariance.factor(cov)  # a fifth of the time of `eigh`
+        if np.isfinite(lower).all():
+            return lower
     values, vectors = covariance.eigh(cov)
     rounding = 16 * values.shape[-1] * np.finfo(float).eps * values[..., -1:]
     values = np.where(values >= -rounding, np.maximum(values, 0.0), np.nan)
