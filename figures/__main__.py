@@ -20,6 +20,10 @@ FIGURES = [
     "mode_loss",
     "runaway",
     "control_2d",
+    "digits_sims",
+    "digits_pollution",
+    "digits_control",
+    "digits_loop",
 ]
 
 

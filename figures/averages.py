@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import yaml
+from matplotlib.image import imread
 
 from selfloop.measure import Array
 from selfloop.results import RunError, load_generations
 
+PICTURES = Path("kept") / "pictures"
+"""Where a run folder holds pictures of samples."""
 AVERAGED = ["generation", "metric", "power", "replicates", "mean", "error"]
 
 
@@ -58,6 +61,14 @@ def configuration(results: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise RunError(f"{path} cannot be read: {error}; the run command writes it again") from error
     return dict(loaded)
+
+
+def picture(results: Path, name: str) -> Array | None:
+    """A picture of samples in a run folder, or of those kept with the project, values in [0, 1]; None if there is none."""
+    for folder in (results / PICTURES, results / "pictures"):
+        if (folder / f"{name}.png").exists():
+            return np.asarray(imread(folder / f"{name}.png"), dtype=float)
+    return None
 
 
 def check_equal_sizes(results: Path, settings: Mapping[str, Any]) -> None:

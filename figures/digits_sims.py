@@ -5,6 +5,7 @@ of every replicate is drawn from the same noise at all omega; bands are of indep
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from figures.averages import averages, configuration, only, read, swept
+from figures.averages import averages, configuration, only, picture, read, swept
 from figures.guidance import BUDGET, OMEGA, thousand
 from figures.style import COLOURS, MARKERS, ORDERED, WIDTH, band, note, reference
 from selfloop.report import curves, mean_and_error
@@ -27,14 +28,22 @@ def kept(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(results: Path) -> Figure:
-    """FD and KID against omega at every budget of the auxiliary, and FD against the budget for the auxiliary alone and SIMS."""
+    """FD and KID against omega at every budget of the auxiliary; FD against the budget; samples of base, auxiliary and SIMS."""
     table = kept(read(results, [BUDGET, OMEGA], ["fd", "kid"])).astype({"value": float})
     settings, mean = configuration(results), averages(table, dict.fromkeys(METRICS, 1))
     budgets, omegas = sorted(table[BUDGET].unique()), sorted(table[OMEGA].unique())
     if not {-1, 0} <= set(omegas) or len(omegas) < 3:
         raise RunError(f"{results} lacks omega = 0, omega = -1 or any other; draw a run whose sweep holds them")
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    panels = figure.subplots(1, 3)
+    best = gain(table, budgets, omegas)
+    shown = {"base": 0.0, "auxiliary alone": -1.0, f"SIMS, ω = {best[1]:g}": best[1]}
+    pictures = {
+        name: picture(results, f"budget={best[0]:g},omega={omega:g},chunk=0,generation=1") for name, omega in shown.items()
+    }
+    rows = 1 if any(seen is None for seen in pictures.values()) else 2
+    figure = Figure(figsize=(WIDTH, 3.4 if rows == 1 else 6.0), layout="constrained")
+    panels = figure.subplots(rows, 3, squeeze=False)[0]
+    for letter, axes, (name, seen) in zip("def", figure.axes[3:], pictures.items(), strict=False):
+        _draw_samples(axes, seen, f"({letter}) {name[0].upper()}{name[1:]}")
     for axes, metric in zip(panels, ("fd", "kid", "fd"), strict=True):
         base = swept(mean, OMEGA, metric, {BUDGET: budgets[0]}).mean[omegas.index(0)]
         reference(axes, float(base), "base", 1.0)
@@ -44,7 +53,7 @@ def draw(results: Path) -> Figure:
     panels[0].set(ylabel="FD  (squared unit of the features)", title="(a) Fréchet distance")
     panels[1].set(ylabel="KID", title="(b) Kernel distance")
     runs, network = table["replicate"].nunique(), settings["algorithm"]["algorithm"]
-    n, best = settings["track"]["image_quality"]["n"], gain(table, budgets, omegas)
+    n = settings["track"]["image_quality"]["n"]
     floor = mean_and_error(curves(table, "fd_floor", {BUDGET: budgets[0], OMEGA: 0})[:, -1])
     equal = mean_and_error(curves(table, "fd_equal", {BUDGET: budgets[0], OMEGA: 0})[:, -1])
     note(
@@ -71,6 +80,12 @@ def _draw_omega(axes: Axes, mean: pd.DataFrame, metric: str, budgets: list[float
         band(axes, at, color=COLOURS[[0, 2, 1][number % 3]], marker=MARKERS[number], markersize=3.5, label=thousand(budget))
     axes.set(xlabel=r"guidance $\omega$")
     axes.legend(title="budget (thousand images)", loc="upper center", alignment="left")
+
+
+def _draw_samples(axes: Axes, seen: Any, title: str) -> None:
+    axes.imshow(seen, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title)
+    axes.axis("off")
 
 
 def _draw_budget(axes: Axes, mean: pd.DataFrame, omegas: list[float]) -> None:

@@ -6,6 +6,8 @@ figures/data/NAME/ then holds config.yaml and environment.json as they were, and
                                             metric^power in place of replicate and value (see figures.averages), as float64
     all others                              the metrics that are drawn, every replicate, value as float32
 
+Pictures of samples that the run wrote of its first replicates come along in pictures/.
+
 Which it is, the function `kept` of the figure's module says; the figure draws from kept(table), and kept(kept(table)) is
 kept(table), so nothing a figure needs can be missing. The file is compressed by zstd at level 19 with the bytes of each number
 split into streams, which takes a tenth off. `python -m figures` reads these results where there is no runs/NAME.
@@ -22,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from figures.__main__ import FIGURES, HERE
+from figures.averages import PICTURES
 from selfloop.results import RunError, load_generations
 
 LIMIT = 4_000_000
@@ -71,6 +74,9 @@ def keep(name: str, results: Path, out: Path) -> list[Path]:
             f"{name} would take {size:,} bytes and a kept file may take {LIMIT:,}; average over replicates in figures/{name}.py"
         )
     temporary.replace(files[0])
+    for picture in sorted((results / PICTURES).glob("*chunk=0,*.png")):
+        (out / "pictures").mkdir(exist_ok=True)
+        files.append(Path(shutil.copyfile(picture, out / "pictures" / picture.name)))
     return files
 
 

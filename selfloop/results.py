@@ -605,7 +605,6 @@ def _unsealed(content: bytes) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """What results may depend on: versions of Python and of the packages, processor family."""
     names = ["selfloop", "numpy", "scipy", "POT", "pandas", "pyarrow", "torch", "scikit-learn"]
-    names += ["pillow", "torchmetrics", "transformers", "diffusers", "datasets"]
     versions = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -36,9 +36,10 @@ class Autoguidance:
 
     @property
     def gives(self) -> frozenset[str]:
-        """What the main algorithm gives, as far as guidance keeps it."""
-        inner: frozenset[str] = getattr(self.algorithm, "gives", frozenset())
-        return inner & {"denoise", "labels", "images"}
+        """What both algorithms give, as far as guidance keeps it."""
+        main, weak = (getattr(algorithm, "gives", frozenset[str]()) for algorithm in (self.algorithm, self.guide))
+        kept = {"law", "denoise", "draw", "biased"} if "law" in main else {"denoise", "labels", "images"}
+        return frozenset(main & weak & kept)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -289,7 +289,7 @@ class Sims:
     def gives(self) -> frozenset[str]:
         """What the inner algorithm gives, as far as guidance keeps it."""
         inner: frozenset[str] = getattr(self.algorithm, "gives", frozenset())
-        kept = {"law", "denoise", "draw", "biased"} if "law" in inner else {"denoise", "labels"}
+        kept = {"law", "denoise", "draw", "biased"} if "law" in inner else {"denoise", "labels", "images"}
         return (inner & kept) | {"pair"}
 
     @property
