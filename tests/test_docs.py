@@ -26,7 +26,7 @@ from selfloop.config import load
 from selfloop.diffusion.sample import Sampler
 from selfloop.experiment import Experiment, Sweep
 from selfloop.madness import NORMALISATIONS, Madness
-from selfloop.metrics import track
+from selfloop.metrics import images, track
 from selfloop.mix import LOOP_TYPES, Mix
 from selfloop.reading import read
 from selfloop.registry import KINDS, resolve
@@ -99,7 +99,8 @@ def run(words):
         assert CliRunner().invoke(app, ["--schema"]).exit_code == 0
         return
     file, overrides = rest[0], rest[1:]
-    if given.get("--backend", "loky") != "loky":
+    of_images = yaml.safe_load(Path(file).read_text())["real"]["kind"] == "images"  # minutes: see test_image_experiments
+    if given.get("--backend", "loky") != "loky" or of_images:
         load(read(Path(file), overrides))
         return
     arguments = [file, *shrunk(file, overrides), "--workers", "1", "--save-every", "60"]
@@ -196,12 +197,23 @@ def test_links_lead_to_files(page):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
-def test_the_table_of_metrics_is_that_of_the_code():
-    lines = inspect.getdoc(track).splitlines()
+def table_of_metrics(module):
+    """[metric, what it is, unit] of each row of the table in a module's docstring; a row may go on in a line without a name."""
+    lines = inspect.getdoc(module).splitlines()
     start, head = next((number, line) for number, line in enumerate(lines) if line.split()[:1] == ["metric"])
     cuts = [*(head.index(word) for word in ("metric", "what it is", "unit")), None]
-    rows = lines[start + 1 : lines.index("", start)]
-    code = [[row[a:b].strip() for a, b in itertools.pairwise(cuts)] for row in rows]
+    rows = []
+    for line in lines[start + 1 : lines.index("", start)]:
+        cells = [line[a:b].strip() for a, b in itertools.pairwise(cuts)]
+        if cells[0]:
+            rows.append(cells)
+        else:
+            rows[-1] = [f"{above} {cell}".strip() for above, cell in zip(rows[-1], cells, strict=True)]
+    return rows
+
+
+def test_the_tables_of_metrics_are_those_of_the_code():
+    code = table_of_metrics(track) + table_of_metrics(images)
     page = re.findall(r"^\| `(\S+)` \| (.*) \| (.*) \|$", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
     assert [[re.sub(r"\\([|*])", r"\1", cell) for cell in row] for row in page] == code
 

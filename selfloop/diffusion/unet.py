@@ -163,7 +163,8 @@ class Fourier(nn.Module):
         self.phase.uniform_(generator=generator)
 
     def forward(self, c: Tensor) -> Tensor:
-        return 2**0.5 * torch.cos(2 * math.pi * torch.addcmul(self.phase.float(), c.float()[:, None], self.frequency.float()))
+        turns = c.float()[:, None] * self.frequency.float() + self.phase.float()
+        return 2**0.5 * torch.cos(2 * math.pi * turns)
 
 
 class Uncertainty(nn.Module):
@@ -180,7 +181,8 @@ class Uncertainty(nn.Module):
 
     def forward(self, c_noise: Tensor) -> Tensor:
         """c_noise (n,) -> u (n,), in float32 under autocast too."""
-        return (self.fourier(c_noise) * self.weight * len(self.weight) ** -0.5).sum(dim=1)
+        u: Tensor = (self.fourier(c_noise) * self.weight * len(self.weight) ** -0.5).sum(dim=1)
+        return u
 
 
 class Embedding(nn.Module):
@@ -198,17 +200,17 @@ class Embedding(nn.Module):
         self.fourier = Fourier(width) if style == "edm2" else None
         self.first = Layer(style, width, n)
         self.second = nn.Identity() if style == "edm2" else Layer(style, n, n)
-        self.label = Layer(style, classes, width if style == "ddpmpp" else n, bias=style == "ddpmpp") if classes else None
-        self.augment = Layer(style, augment, n if style == "edm2" else width, bias=False) if augment else None
+        self.of_label = Layer(style, classes, width if style == "ddpmpp" else n, bias=style == "ddpmpp") if classes else None
+        self.of_augment = Layer(style, augment, n if style == "edm2" else width, bias=False) if augment else None
         self.gain = nn.Parameter(torch.zeros(())) if style == "edm2" and augment else None
 
     def forward(self, c: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """Raises ValueError for labels or augmentations of another shape than the network was built for."""
-        label = self.part("labels", self.label, labels, len(c), scaled=self.style != "adm")
-        turn = self.part("augment", self.augment, augment, len(c))
+        label = self.part("labels", self.of_label, labels, len(c), scaled=self.style != "adm")
+        turn = self.part("augment", self.of_augment, augment, len(c))
         if self.fourier is not None:
             e = self.first(self.fourier(c))
-            e = e if self.label is None else (e + label) * 0.5**0.5
+            e = e if self.of_label is None else (e + label) * 0.5**0.5
             e = e if self.gain is None else e + self.gain * turn
             return SILU * silu(e)
         w = torch.logspace(0, -4, self.first.weight.shape[1] // 2, device=c.device, dtype=torch.float32)
@@ -236,18 +238,18 @@ class Attention(nn.Module):
     def __init__(self, style: Style, n: int):
         super().__init__()
         self.unit, self.heads = style == "edm2", 1 if style == "ddpmpp" else divisor(n, n // HEAD)
-        self.inward = Layer(style, n, 3 * n, scale=0.2**0.5 if style == "ddpmpp" else 1.0)
-        self.outward = Layer(style, n, n, scale=0.0)
+        self.qkv = Layer(style, n, 3 * n, scale=0.2**0.5 if style == "ddpmpp" else 1.0)
+        self.project = Layer(style, n, n, scale=0.0)
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         n, c, height, width = x.shape
-        heads = self.inward(x.flatten(2).mT).view(n, height * width, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        heads = self.qkv(x.flatten(2).mT).view(n, height * width, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         heads = heads * inverse_rms(heads, -1).to(heads.dtype) if self.unit else heads
         if x.device.type == "cpu":  # there the backward pass of bfloat16 attention takes some 20 times as long
             heads = heads.to(torch.promote_types(heads.dtype, torch.float32))
         with torch.autocast("cpu", enabled=False):
             mixed = scaled_dot_product_attention(*heads)
-        out: Tensor = self.outward(mixed.transpose(1, 2).flatten(2), gain).mT.view(x.shape)
+        out: Tensor = self.project(mixed.transpose(1, 2).flatten(2), gain).mT.view(x.shape)
         return out
 
 
@@ -273,11 +275,11 @@ class Block(nn.Module):
             h = self.norm_1(h + w)
         else:
             scale, shift = w.chunk(2, dim=1)
-            h = self.norm_1(h) * (1 + scale) + shift
+            h = torch.addcmul(shift, self.norm_1(h), 1 + scale)
         h = self.conv_1(dropout(silu(h), self.dropout, self.training))
         up = self.resample == "up"  # the skip of repeated pixels is the skip repeated, for a quarter of the work
-        s: Tensor = resampled(self.skip(x), "up") if up else self.skip(resampled(x, self.resample))
-        y = (s + h) * self.factor
+        s = resampled(self.skip(x), "up") if up else self.skip(resampled(x, self.resample))
+        y: Tensor = (s + h) * self.factor
         return y if self.attention is None else (y + self.attention(y)) * self.factor
 
 
