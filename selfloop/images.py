@@ -166,6 +166,16 @@ class Images:
         points, sha256 = _opened(plan)
         return ImageSet(points, plan.labels, rng.permutation(plan.train), plan.held, sha256, plan.classes)
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What the images are, which are decoded for it: path, sha256 of all points and labels, numbers of images and classes."""
+        plan = self._plan()
+        return {
+            "path": expanded("path", self.path),
+            "sha256": _opened(plan)[1],
+            "images": len(plan.train) + len(plan.held),
+            "classes": plan.classes,
+        }
+
     def _plan(self) -> "Plan":
         labels = self.labels and expanded("labels", self.labels)
         asked = [Asked("path", expanded("path", self.path), self.images, labels, self.split)]

@@ -620,12 +620,12 @@ MERGING = edited(
 
 
 @pytest.mark.parametrize(
-    "text",
-    [*[file.read_text() for file in EXPERIMENTS], BASE, MERGING],
+    ("name", "text"),
+    [*[(file.stem, file.read_text()) for file in EXPERIMENTS], ("base", BASE), ("merging", MERGING)],
     ids=[*[f.stem for f in EXPERIMENTS], "base", "merging"],
 )
-def test_the_resolved_experiment_reads_back_to_the_same_points(write, text):
-    source = read(write(text))
+def test_the_resolved_experiment_reads_back_to_the_same_points(write, name, text, presets):
+    source = read(write(text), presets.get(name, []))
     points = load(source)
     again = read(write(yaml.safe_dump(resolved(source, points), sort_keys=False)))
     assert [point.values for point in points] == [point.values for point in load(again)]
@@ -636,8 +636,8 @@ def test_the_resolved_experiment_reads_back_to_the_same_points(write, text):
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
-def test_the_description_of_a_point_reads_back_to_the_same_point(write, file):
-    for point in load(read(file))[:3]:
+def test_the_description_of_a_point_reads_back_to_the_same_point(write, file, presets):
+    for point in load(read(file, presets.get(file.stem, [])))[:3]:
         described = {**describe(point.experiment), "sweep": None, "madness": None}
         (again,) = points_of(write(yaml.safe_dump(described)))
         assert {**describe(again.experiment), "sweep": None} == described
@@ -832,7 +832,7 @@ def test_reading_leaves_the_two_readings_of_a_file_apart(write):
 
 
 @pytest.mark.parametrize("file", [f for f in EXPERIMENTS if "\nquick:" in f.read_text()], ids=lambda file: file.stem)
-def test_the_quick_run_of_an_experiment_is_the_smaller_one(file):
+def test_the_quick_run_of_an_experiment_is_the_smaller_one(file, presets):
     def work(points):
         return sum(point.experiment.generations * point.experiment.replicates for point in points)
 

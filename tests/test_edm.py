@@ -18,6 +18,7 @@ from selfloop.algorithms.autoguidance import Autoguidance
 from selfloop.algorithms.edm import Edm
 from selfloop.algorithms.neon import Neon
 from selfloop.algorithms.sims import Sims
+from selfloop.config import load
 from selfloop.diffusion import snapshot
 from selfloop.diffusion import train as training
 from selfloop.diffusion.noise import Noise
@@ -25,6 +26,7 @@ from selfloop.diffusion.sample import Sampler
 from selfloop.diffusion.train import LearningRate, Machine
 from selfloop.diffusion.unet import UNet
 from selfloop.measure import Measure
+from selfloop.reading import read
 from selfloop.work import FolderWork
 
 BATCH = 16
@@ -291,6 +293,25 @@ def test_learned_weights_of_the_noise_levels_are_learned():
     plain, weighed = (edm(6, loss_weight=kind).fit(digits(), rng()) for kind in ("fixed", "learned"))
     assert not same(plain, weighed)
     assert plain.parameters.keys() == weighed.parameters.keys(), "they are no part of the model"
+
+
+@pytest.mark.parametrize(
+    ("name", "event", "parameters"),
+    [
+        ("digits_sims", (1, 8, 8), 309_345),
+        ("cifar10_sims", (3, 32, 32), 55_733_891),
+        ("ffhq64_sims", (3, 64, 64), 61_805_571),
+        ("imagenet64_sims", (3, 64, 64), 280.2e6),
+        ("imagenet512_sims", (4, 64, 64), 280.2e6),
+    ],
+)
+def test_presets_have_the_parameters_of_the_networks_they_name(name, event, parameters, presets):
+    """Published: EDM's for CIFAR-10 and FFHQ-64, EDM2-S for ImageNet; within 2 %."""
+    experiment = Path(__file__).parents[1] / "experiments" / f"{name}.yaml"
+    algorithm = load(read(experiment, presets.get(name, [])))[0].experiment.algorithm.algorithm
+    with torch.device("meta"):
+        network = algorithm.built(event, torch.Generator())
+    assert sum(value.numel() for value in network.parameters()) == pytest.approx(parameters, rel=0.02)
 
 
 # --- the model

@@ -3,9 +3,9 @@
     min over theta   E_(i ~ w) E_(sigma, z)  exp(-u) l + u,    l = |F(c_in x, ln(sigma) / 4) - (x_0 - c_skip x) / c_out|^2 / D
 
 with x = x_0 + sigma z, D the numbers in an image, c_skip, c_out, c_in those of data of unit variance, sigma in units of
-sigma_data (`selfloop.diffusion.precondition`): this weighs the error of D(x; sigma) by (sigma^2 + sigma_data^2) /
-(sigma sigma_data)^2. u(sigma) = 0, or learned beside theta (Karras et al., 2024, section 2.2). The weights w_i of the data are met in expectation by
-drawing rows with them, or by drawing rows alike and multiplying their losses by n w_i.
+sigma_data (`selfloop.diffusion.precondition`): the error of D(x; sigma) is weighed by (sigma^2 + sigma_data^2) /
+(sigma sigma_data)^2. u(sigma) = 0, or learned beside theta (Karras et al., 2024, section 2.2). The weights w_i of the data are
+met in expectation by drawing rows with them, or by drawing rows alike and multiplying their losses by n w_i.
 
 What is random in a step belongs to its number and to blocks of 64 images of its batch: a training that was saved and continued,
 one cut into smaller batches whose gradients are added, and one on several processes see the same images, noise and levels.
