@@ -167,7 +167,7 @@ class Images:
         return ImageSet(points, plan.labels, rng.permutation(plan.train), plan.held, sha256, plan.classes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the images are, which are decoded for it: path, sha256 of all points and labels, numbers of images and classes."""
+        """path, sha256 of all points and labels, which are decoded for it, numbers of images and of classes."""
         plan = self._plan()
         return {
             "path": expanded("path", self.path),

@@ -80,7 +80,8 @@ def headline(table: pd.DataFrame, points: Sequence[Point]) -> pd.DataFrame:
 def show(points: Sequence[Point], table: pd.DataFrame, limit: int = 40) -> None:
     """Print the headline figures, a row for each point and metric, and the classes of madness where they are asked for.
 
-    Metrics with a dot in their name (shares of single classes) are left to the results, and so is what is beyond `limit` rows.
+    Metrics with a dot in their name (shares of single classes) are left to the results, and so is what is beyond `limit` rows: of
+    more, the metric alone that has the name of the first tracker, or that it calls its `headline`.
     """
     from rich.console import Console
 
@@ -88,7 +89,8 @@ def show(points: Sequence[Point], table: pd.DataFrame, limit: int = 40) -> None:
     frame = headline(table, points)
     frame = frame[~frame["metric"].astype(str).str.contains(".", regex=False)]
     names = frame["metric"].astype(str)
-    main = next((name for name in points[0].experiment.track if (names == name).any()), next(iter(names), ""))
+    wished = [getattr(tracker, "headline", name) for name, tracker in points[0].experiment.track.items()]
+    main = next((name for name in wished if (names == name).any()), next(iter(names), ""))
     wanted = frame[names == main] if len(frame) > limit else frame
     title = f"{points[0].experiment.name}: mean over replicates ± standard error"
     out = _table(title, points, ["metric", "generation 1", "at the end", "t"])

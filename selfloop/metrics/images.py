@@ -101,6 +101,13 @@ class ImageQuality(Tracker):
             raise ValueError(f"target must be shares that add to one, got a sum of {sum(self.target):g}")
 
     @property
+    def headline(self) -> str:
+        """The metric that stands for all."""
+        if self.metrics is not None and "fd" not in self.metrics:
+            return "class_tv" if self.metrics[0] == "classes" else self.metrics[0]
+        return {"single": "fd", "edm": "fd_min3", "honest": "fd_report"}[self.protocol]
+
+    @property
     def needs_source(self) -> frozenset[str]:  # type: ignore[override]
         """Images, with labels where a classifier learns them or a target names them."""
         return frozenset({"images", "labels"} if _classifies(self.features) or self.target is not None else {"images"})
