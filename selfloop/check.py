@@ -8,11 +8,14 @@ from selfloop.protocols import GIVES, Tunable
 from selfloop.reading import Fault, Path_
 from selfloop.registry import kind_of, registered, target
 
+WRAPPED = ("algorithm", "guide")
+"""Where an algorithm holds others."""
+
 
 def check(experiment: Experiment) -> list[Fault]:
     """Parts that do not fit one another, found before anything runs."""
     return [
-        *_check_nesting(experiment.algorithm, ("algorithm",)),
+        *_check_nesting(experiment),
         *_check_real(experiment),
         *_check_images(experiment),
         *_check_trackers(experiment),
@@ -22,31 +25,39 @@ def check(experiment: Experiment) -> list[Fault]:
     ]
 
 
+def alone(experiment: Experiment) -> bool:
+    """Whether a fit of it has the machine to itself, so that there is one process if no other number is asked for."""
+    return any(getattr(thing, "alone", False) for thing, _ in _algorithms(experiment))
+
+
 def _lacks(thing: Any, what: frozenset[str]) -> list[str]:
     """What it does not give, as far as it says what it gives."""
     gives = getattr(thing, "gives", None)
     return sorted(what - gives) if gives is not None else []
 
 
-def _check_nesting(algorithm: Any, path: Path_) -> Iterator[Fault]:
-    inner = getattr(algorithm, "algorithm", None)
-    if inner is None:
-        return
-    for name in _lacks(inner, getattr(algorithm, "needs", frozenset())):
-        text = f"{kind_of(algorithm)} needs {GIVES[name]}, and {kind_of(inner)} gives none; use another kind"
-        yield Fault((*path, "algorithm"), text)
-    yield from _check_nesting(inner, (*path, "algorithm"))
+def _check_nesting(experiment: Experiment) -> Iterator[Fault]:
+    for thing, path in _algorithms(experiment):
+        for place in WRAPPED:
+            inner = getattr(thing, place, None)
+            for name in _lacks(inner, getattr(thing, "needs", frozenset())):
+                text = f"{kind_of(thing)} needs {GIVES[name]}, and {kind_of(inner)} gives none; use another kind"
+                yield Fault((*path, place), text)
 
 
 def _algorithms(experiment: Experiment) -> Iterator[tuple[Any, Path_]]:
     """Every algorithm that is fitted to real data, inner ones too, from the outside in."""
     pollution = experiment.mix.pollution
-    begun: list[tuple[Any, Path_]] = [(experiment.algorithm, ("algorithm",))]
-    begun += [] if pollution is None else [(pollution.algorithm, ("mix", "pollution", "algorithm"))]
-    for thing, path in begun:
-        while thing is not None:
-            yield thing, path
-            thing, path = getattr(thing, "algorithm", None), (*path, "algorithm")
+    yield from _inside(experiment.algorithm, ("algorithm",))
+    yield from _inside(pollution and pollution.algorithm, ("mix", "pollution", "algorithm"))
+
+
+def _inside(thing: Any, path: Path_) -> Iterator[tuple[Any, Path_]]:
+    """An algorithm and those that it wraps."""
+    if thing is not None:
+        yield thing, path
+        for name in WRAPPED:
+            yield from _inside(getattr(thing, name, None), (*path, name))
 
 
 def _check_real(experiment: Experiment) -> Iterator[Fault]:
@@ -149,12 +160,9 @@ def _check_sizes(experiment: Experiment) -> Iterator[Fault]:
     ]
     if later:
         sizes[("mix", "n_synthetic")] = min(later)
-    thing: Any = experiment.algorithm
-    path: Path_ = ("algorithm",)
-    while thing is not None:  # the auxiliary of a wrapper is fitted too
+    for thing, path in _inside(experiment.algorithm, ("algorithm",)):  # the auxiliary of a wrapper is fitted too
         if hasattr(thing, "algorithm") and hasattr(thing, "n_synthetic"):
             sizes[(*path, "n_synthetic")] = thing.n_synthetic
-        thing, path = getattr(thing, "algorithm", None), (*path, "algorithm")
     for field, n in sizes.items():
         if n < least(d):
             who = f"{kind_of(experiment.algorithm)} in d = {d} dimension{'s' if d > 1 else ''}"
@@ -162,6 +170,5 @@ def _check_sizes(experiment: Experiment) -> Iterator[Fault]:
 
 
 def _least_points(algorithm: Any) -> Any:
-    if algorithm is None or hasattr(algorithm, "least_points"):
-        return getattr(algorithm, "least_points", None)
-    return _least_points(getattr(algorithm, "algorithm", None))
+    found = (thing.least_points for thing, _ in _inside(algorithm, ()) if hasattr(thing, "least_points"))
+    return next(found, None)

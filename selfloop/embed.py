@@ -32,7 +32,7 @@ from selfloop.measure import Ints, Measure
 from selfloop.protocols import Work
 
 Floats = NDArray[np.float32]
-Device = Literal["cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda"]
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Of the weights of Inception-v3 of 2015-12-05, converted to PyTorch."""
@@ -193,7 +193,7 @@ class ClassifierEmbedding:
     batch: Count = 128
     rate: Positive = 3e-3
     seed: Annotated[int, Strict(), Ge(0)] = 0
-    device: Device = "cpu"
+    device: Device = "auto"
 
     classifies: ClassVar[bool] = True
 
@@ -209,13 +209,13 @@ class ClassifierEmbedding:
         import torch
 
         labels = _class_labels(real)
-        _check_device(self.device)
+        device = _placed(self.device)
         event, classes = tuple(real.points.shape[1:]), int(labels.max()) + 1
         saved = work.load() if work is not None else None
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            net = _network(event, classes, self.width, torch.Generator().manual_seed(self.seed)).to(self.device)
+            net = _network(event, classes, self.width, torch.Generator().manual_seed(self.seed)).to(device)
             expected = {name: tuple(values.shape) for name, values in net.state_dict().items()}
             if saved is None or {name: values.shape for name, values in saved.items()} != expected:
                 self._train(net, real, labels, work)
@@ -226,21 +226,21 @@ class ClassifierEmbedding:
             torch.set_num_threads(threads)
         net.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in saved.items()})
         net.train(False).requires_grad_(False)
-        return ClassifierFeatures(net[:-1], net[-1], max(self.batch, 256), self.device)
+        return ClassifierFeatures(net[:-1], net[-1], max(self.batch, 256), device)
 
     def _train(self, net: Any, real: Measure, labels: Ints, work: Work | None) -> None:
         import torch
         from torch.nn.functional import cross_entropy
 
-        rng = np.random.default_rng(self.seed)
+        rng, device = np.random.default_rng(self.seed), _placed(self.device)
         steps = min(self.steps, self.epochs * math.ceil(real.n / self.batch))
         below = np.cumsum(real.weights)
         optimiser = torch.optim.Adam(net.parameters(), lr=self.rate, fused=True)
         for step in range(steps):
             optimiser.param_groups[0]["lr"] = self.rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             rows = np.minimum(np.searchsorted(below, rng.random(self.batch), side="right"), real.n - 1)
-            images = torch.from_numpy(_varied(model_space(real.points[rows]), rng)).to(self.device)
-            loss = cross_entropy(net(images), torch.from_numpy(labels[rows]).to(self.device))
+            images = torch.from_numpy(_varied(model_space(real.points[rows]), rng)).to(device)
+            loss = cross_entropy(net(images), torch.from_numpy(labels[rows]).to(device))
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -302,11 +302,13 @@ def _class_labels(real: Measure) -> Ints:
     return labels
 
 
-def _check_device(device: str) -> None:
+def _placed(device: str) -> str:
+    """cpu or cuda: auto is cuda where torch finds it."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device: cuda, and torch sees no GPU; set device: cpu")
+        raise RuntimeError("device: cuda, and torch sees no GPU; set device: cpu, or auto")
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # Networks that others have trained -------------------------------------------------------------------------------------
@@ -321,12 +323,12 @@ class Published:
     """
 
     batch: Count = 64
-    device: Device = "cpu"
+    device: Device = "auto"
     decode: str | None = None
 
     def fitted(self, real: Measure, work: Work | None = None) -> Features:
         """The network with its weights. Raises what reading them raises, with the remedy."""
-        _check_device(self.device)
+        _placed(self.device)
         prepare = self._images()
         network = self._network()
         return Network(self._name(), self.batch, lambda block: network(prepare(block)))
@@ -342,10 +344,11 @@ class Published:
         """Points, decoded if they are latents, as uint8 RGB tensors on the device."""
         import torch
 
-        decoder = None if self.decode is None else _decoder(expanded("decode", self.decode), self.device)
+        device = _placed(self.device)
+        decoder = None if self.decode is None else _decoder(expanded("decode", self.decode), device)
 
         def images(block: Any) -> Any:
-            points = torch.from_numpy(np.array(block)).to(self.device)
+            points = torch.from_numpy(np.array(block)).to(device)
             if decoder is not None:
                 points = ((decoder(points.float()) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
             if points.dtype != torch.uint8 or points.ndim != 4 or points.shape[1] not in (1, 3):
@@ -400,7 +403,7 @@ class Inception(Published):
                 f"get it from {library.URL_INCEPTION_V3}"
             )
         extractor = library.FeatureExtractorInceptionV3("inception-v3", ["2048"], feature_extractor_weights_path=str(path))
-        extractor = extractor.to(self.device).train(False)
+        extractor = extractor.to(_placed(self.device)).train(False)
         return lambda images: extractor(images)[0]
 
 
@@ -418,7 +421,7 @@ class Dinov2(Published):
         return "dinov2"
 
     def _network(self) -> Callable[[Any], Any]:
-        model = _pretrained("transformers", "Dinov2Model", expanded("path", self.path)).to(self.device)
+        model = _pretrained("transformers", "Dinov2Model", expanded("path", self.path)).to(_placed(self.device))
         return lambda images: model(pixel_values=_resized(images, self.size, IMAGENET)).last_hidden_state[:, 0]
 
 
@@ -436,7 +439,9 @@ class Clip(Published):
         return "clip"
 
     def _network(self) -> Callable[[Any], Any]:
-        model = _pretrained("transformers", "CLIPVisionModelWithProjection", expanded("path", self.path)).to(self.device)
+        model = _pretrained("transformers", "CLIPVisionModelWithProjection", expanded("path", self.path)).to(
+            _placed(self.device)
+        )
         return lambda images: model(pixel_values=_resized(images, self.size, CLIP_PIXELS)).image_embeds
 
 

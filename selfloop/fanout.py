@@ -31,7 +31,7 @@ from selfloop.config import Point, fit_key, groups, load
 from selfloop.experiment import Experiment
 from selfloop.loop import self_consume
 from selfloop.measure import Array, Data, Measure, Moments
-from selfloop.metrics.track import View
+from selfloop.metrics.track import Tracker, View
 from selfloop.protocols import Algorithm, Generation, Model
 from selfloop.reading import Source
 from selfloop.results import Block, Places, RunFolder
@@ -207,6 +207,9 @@ def _start(loop: _Beginning) -> tuple[NamedStreams, Any, Data]:
     (experiment,) = (point.experiment for point in _loaded(loop.file, loop.tree)[loop.group] if point.key == loop.key)
     streams = NamedStreams(experiment.seed, loop.chunk, loop.key if experiment.sweep.independent else "")
     source = experiment.real.replicated(chunks(experiment)[loop.chunk][1], streams(0, "source"))
+    for tracker in experiment.track.values():
+        if isinstance(tracker, Tracker):  # a stranger's may not be one
+            tracker.prepare(source, loop.desk.keep)
     with ExitStack() as stack:
         work = loop.desk.pollution
         if work is not None and ranks.world() == 1:  # points that share this fit wait for it, and find it made

@@ -37,7 +37,7 @@ def main(
         typer.Argument(help="key.path=value, laid over the file; quick=true: a first look.", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/<name>")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core, one on a GPU")] = None,
     backend: Annotated[str, typer.Option(help="loky (this machine), dask or ray.")] = "loky",
     scheduler: Annotated[str | None, typer.Option(help="Address of a dask scheduler or a ray cluster.")] = None,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds of work between saves.")] = 2.0,
@@ -55,6 +55,7 @@ def main(
     if config is None:
         _fail("name an experiment: python -m selfloop.run experiments/gaussian2d.yaml")
     from selfloop import fanout, ranks
+    from selfloop.check import alone
     from selfloop.config import groups, load
     from selfloop.reading import ConfigError, read
     from selfloop.results import RunError, RunFolder
@@ -66,6 +67,7 @@ def main(
         points = load(source)
         folder = out or Path("runs") / points[0].experiment.name
         units = len(fanout.chunks(points[0].experiment)) * len(groups(points))
+        workers = 1 if workers is None and any(alone(point.experiment) for point in points) else workers
         with ExitStack() as stack:
             stack.enter_context(ranks.joined())
             parallel, count = stack.enter_context(fanout.executor(backend, scheduler, workers, units))

@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "results": {"config", "measure", "ranks", "reading", "work"},
     "report": {"config", "madness", "measure", "results", "theory"},
     "fanout": CONTRACTS | {"config", "experiment", "loop", "metrics", "reading", "results", "work"},
-    "run": {"config", "fanout", "ranks", "reading", "report", "results", "schema"},
+    "run": {"check", "config", "fanout", "ranks", "reading", "report", "results", "schema"},
 }
 
 

@@ -158,7 +158,7 @@ def test_a_width_that_normalisation_cannot_split_and_a_gpu_that_is_not_there_are
         ClassifierEmbedding(width=40)
     if not torch.cuda.is_available():
         for embedding in (ClassifierEmbedding(device="cuda"), Dinov2(device="cuda")):
-            with pytest.raises(RuntimeError, match="torch sees no GPU; set device: cpu"):
+            with pytest.raises(RuntimeError, match="torch sees no GPU; set device: cpu, or auto"):
                 embedding.fitted(DIGITS.train())
 
 

@@ -315,7 +315,7 @@ def test_all_values_are_those_of_the_metrics_on_one_sample_of_the_model() -> Non
     out = tracker(shown)
     assert shown.generation.model.drawn == 1  # type: ignore[attr-defined]
     fake, train = embedded(shown.sample(300, "image_quality 0")), embedded(DIGITS.train())
-    some = images._Real.of(tracker, shown).some
+    some = images._Real.of(tracker, shown.source, shown.keep).some
     assert len({tuple(row) for row in some}) == 300
     assert {tuple(row) for row in some} < {tuple(row) for row in train}
     expected = {"fd": frechet(moments(fake), moments(train)), "kid": kid(real=some, fake=fake)}
@@ -378,7 +378,7 @@ def test_a_target_weighs_the_real_images_of_each_class() -> None:
     """The floor of a target is that of held-out images in its shares; a target of the real shares is none at all."""
     train, target = DIGITS.train(), (0.28, *(0.08,) * 9)
     tracker = ImageQuality(n=400, features=PIXELS, metrics=("fd", "kid"), target=target)
-    real = images._Real.of(tracker, view(0))
+    real = images._Real.of(tracker, view(0).source, view(0).keep)
     weights = np.zeros(train.n)
     for c, share in enumerate(target):
         weights[train.labels == c] = share / (train.labels == c).sum()
@@ -391,7 +391,7 @@ def test_a_target_weighs_the_real_images_of_each_class() -> None:
     aimed, fair = rows, np.arange(train.n)
     assert tracker(view(0, aimed))["fd"] < tracker(view(0, fair))["fd"]
     shares = tuple((np.bincount(train.labels) / train.n).tolist())
-    same = images._Real.of(replace(tracker, target=shares), view(0))
+    same = images._Real.of(replace(tracker, target=shares), view(0).source, view(0).keep)
     np.testing.assert_allclose(same.law.cov, moments(embedded(train)).cov, rtol=1e-9, atol=1e-12)
 
 
@@ -452,10 +452,10 @@ def test_a_target_that_the_data_cannot_give_is_an_error() -> None:
     for target, message in (((0.5, 0.5), "each of 10 classes, got 2"), ((0.1,) * 10, None)):
         tracker = ImageQuality(n=50, features=PIXELS, metrics=("fd",), target=target)
         if message is None:
-            images._Real.of(tracker, view(0)).law  # noqa: B018
+            images._Real.of(tracker, view(0).source, view(0).keep).law  # noqa: B018
         else:
             with pytest.raises(ValueError, match=message):
-                images._Real.of(tracker, view(0)).law  # noqa: B018
+                images._Real.of(tracker, view(0).source, view(0).keep).law  # noqa: B018
     labels = np.where(DIGITS.train().labels == 4, 5, DIGITS.train().labels)
     with pytest.raises(ValueError, match="target wants images of class 4, and among 1348 real ones there is none"):
         images._counts(replace(DIGITS.train(), labels=labels), (0.1,) * 10)

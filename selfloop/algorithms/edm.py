@@ -191,6 +191,11 @@ class Edm:
             self._check_start(snapshot.about(Path(self.start)))
 
     @property
+    def alone(self) -> bool:
+        """Whether a fit has the machine to itself: on a GPU, others would take its memory."""
+        return self.machine.kind == "cuda"
+
+    @property
     def gives(self) -> frozenset[str]:
         """A denoiser of images; class labels where it has classes."""
         return frozenset({"denoise", "images"}) | (frozenset({"labels"}) if self.classes is not None else frozenset())

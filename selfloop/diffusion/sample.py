@@ -199,6 +199,8 @@ def _in_pieces(model: Any, n: int, seed: int, labels: Any, sampler: Sampler, wor
         given = None if labels is None else labels[rows]
         rng, shape = np.random.default_rng(seed), model.shape(rows.stop - start)
         made[rows] = model.lower(sample(partial(_denoised, model, given), sampler, shape, rng, 0, model.lift, start))
+        if isinstance(made, np.memmap):
+            made.flush()  # before it counts
         done[number] = 1
         if work is not None:
             pieces = int(done.sum())

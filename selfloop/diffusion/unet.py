@@ -209,7 +209,7 @@ class Embedding(nn.Module):
         label = self.part("labels", self.of_label, labels, len(c), scaled=self.style != "adm")
         turn = self.part("augment", self.of_augment, augment, len(c))
         if self.fourier is not None:
-            e = self.first(self.fourier(c))
+            e = self.first(self.fourier(c).to(self.first.weight.dtype))
             e = e if self.of_label is None else (e + label) * 0.5**0.5
             e = e if self.gain is None else e + self.gain * turn
             return SILU * silu(e)

@@ -112,10 +112,15 @@ class ImageQuality(Tracker):
         """Images, with labels where a classifier learns them or a target names them."""
         return frozenset({"images", "labels"} if _classifies(self.features) or self.target is not None else {"images"})
 
+    def prepare(self, source: Any, keep: Work | None) -> None:
+        """Fit the features, or read their weights, and look at the reference: what is wrong with them shows before a training."""
+        real = _Real.of(self, source, keep)
+        _ = (real.features, real.law) if self.reference.endswith(".npz") else real.features
+
     def __call__(self, view: View) -> Mapping[str, Array]:
         if np.any(view.generation.diverged):
             return {}
-        real = _once(_Real.of(self, view))
+        real = _Real.of(self, view.source, view.keep)
         wanted = self._wanted(real)
         sets = [self._features(view, real, number, wanted) for number in range(SETS[self.protocol])]
         fake, classes = sets[self._reported]
@@ -241,15 +246,16 @@ class _Real:
     target: tuple[float, ...] | None
 
     @classmethod
-    def of(cls, tracker: ImageQuality, view: View) -> "_Real":
-        source: Any = view.source
+    def of(cls, tracker: ImageQuality, source: Any, keep: Work | None) -> "_Real":
+        """What is there for a tracker and a source, in this process."""
         if not (hasattr(source, "train") and hasattr(source, "held_out")):
             raise TypeError(
                 f"image_quality needs a source of images, with train() and held_out(); {type(source).__name__} has none"
             )
         key = hashlib.sha256(source.sha256.encode() + np.asarray(source.held, dtype="<i8").tobytes()).hexdigest()
-        fitted = _Fitted(key, repr(tracker.features), tracker.features, source, view.keep)
-        return cls(_once(fitted), tracker.n, tracker.k, tracker.reference, tracker.target)
+        fitted = _once(_Fitted(key, repr(tracker.features), tracker.features, source, keep))
+        real: _Real = _once(cls(fitted, tracker.n, tracker.k, tracker.reference, tracker.target))
+        return real
 
     @property
     def source(self) -> Any:

@@ -151,6 +151,9 @@ class Tracker:
         """Whether a generation is looked at: 1 and the multiples of `every`."""
         return generation == 1 or generation % self.every == 0
 
+    def prepare(self, source: Any, keep: Work | None) -> None:
+        """What can be done, or can go wrong, before anything is fitted; keep: see `View`."""
+
     def __call__(self, view: View) -> Mapping[str, Array]:
         """Metric name -> values (members,)."""
         raise NotImplementedError
