@@ -3,7 +3,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help env dev demo figures test slow lint types bench docs schema clean
+.PHONY: help env dev demo figures test slow lint types bench gpu docs schema clean
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -50,6 +50,19 @@ types: dev  ## type check
 
 bench: dev  ## speed, as ratios measured in one run (about four minutes)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -s -p no:xdist
+
+FASHION := algorithm.algorithm.budget=2.048 algorithm.algorithm.snapshot=1.024 algorithm.n_synthetic=20000 \
+	algorithm.budgets='[0.1, 0.3]' 'sweep.grid.algorithm.budget=[0.1, 0.3]' 'sweep.grid.algorithm.omega=[-1, 0, 0.5, 1, 2]' \
+	track.image_quality.protocol=single
+
+gpu: dev  ## on a CUDA machine: GPU tests, throughput and ten minutes of Fashion-MNIST (FASHION_MNIST=folder), into gpu/
+	@$(BIN)/python -c "import torch; assert torch.cuda.is_available()" 2>/dev/null || { echo "torch finds no GPU: install its CUDA build, and see that nvidia-smi lists one"; exit 1; }
+	mkdir -p gpu
+	$(BIN)/python -m pytest -m gpu tests -p no:xdist 2>&1 | tee gpu/tests.txt
+	$(BIN)/python -m pytest -m gpu benchmarks --benchmark-only -s -p no:xdist 2>&1 | tee gpu/benchmarks.txt
+	$(BIN)/python -m selfloop.run experiments/fashion_sims.yaml $(FASHION) --out gpu/fashion_sims 2>&1 | tee gpu/fashion_sims.txt
+	$(BIN)/python -m figures digits_sims --results gpu/fashion_sims --out gpu
+	$(BIN)/python -m figures.keep digits_sims --results gpu/fashion_sims --out gpu/kept
 
 docs: dev  ## HTML documentation in docs/_build
 	$(BIN)/sphinx-build -W -b html docs docs/_build

@@ -80,8 +80,8 @@ def headline(table: pd.DataFrame, points: Sequence[Point]) -> pd.DataFrame:
 def show(points: Sequence[Point], table: pd.DataFrame, limit: int = 40) -> None:
     """Print the headline figures, a row for each point and metric, and the classes of madness where they are asked for.
 
-    Metrics with a dot in their name (shares of single classes) are left to the results, and so is what is beyond `limit` rows: of
-    more, the metric alone that has the name of the first tracker, or that it calls its `headline`.
+    Metrics with a dot in their name (shares of single classes) are left to the results. Of more than `limit` rows only those of
+    one metric are shown: of the name of the first tracker, or what that calls its `headline`.
     """
     from rich.console import Console
 

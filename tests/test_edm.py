@@ -418,3 +418,48 @@ def test_autoguidance_guides_by_a_model_of_its_own_data():
     main, guide = model.pair.base.denoise(x, 1.0), model.pair.auxiliary.denoise(x, 1.0)
     np.testing.assert_allclose(model.denoise(x, 1.0), guide + 2 * (main - guide), atol=1e-5)
     np.testing.assert_array_equal(algorithm.restore(model.state()).sample(5, rng(2)).points, model.sample(5, rng(2)).points)
+
+
+# --- on a GPU
+
+CUDA = {"device": "cuda"}
+
+
+@pytest.mark.gpu
+def test_a_network_answers_alike_on_a_gpu_and_on_a_cpu():
+    state = edm(20, machine=Machine(device="cpu")).fit(digits(), rng()).state()
+    x = rng(1).standard_normal((5, 1, 8, 8))
+    answers = [edm(machine=Machine(device=device)).restore(state).denoise(x, 0.7) for device in ("cpu", "cuda")]
+    np.testing.assert_allclose(*answers, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_fit_on_a_gpu_that_was_cut_ends_where_it_would_have_ended(tmp_path):
+    algorithm = edm(40, machine=Machine(**CUDA))
+    whole = algorithm.fit(digits(), rng())
+    work = CutWork(tmp_path)
+    work.stop = 16 * BATCH
+    with pytest.raises(Cut):
+        algorithm.fit(digits(), rng(), work)
+    assert close(algorithm.fit(digits(), rng(), FolderWork(tmp_path)), whole, 1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("machine", [{"precision": "bf16"}, {"precision": "fp16"}, {"tf32": True}, {"compile": True}], ids=str)
+def test_faster_numbers_learn_the_same(machine):
+    """Relative to what is learned at all: D of a trained network differs from x / (1 + s^2), the untrained one's."""
+    x = rng(1).standard_normal((64, 1, 8, 8))
+    exact, fast = (edm(60, machine=Machine(**CUDA, **how)).fit(digits(), rng()).denoise(x, 0.7) for how in ({}, machine))
+    learned = exact - x * 0.25 / (0.7**2 + 0.25)
+    assert np.abs(fast - exact).mean() < 0.1 * np.abs(learned).mean()
+
+
+@pytest.mark.gpu
+def test_a_batch_that_is_too_large_for_a_gpu_names_one_that_fits():
+    torch.cuda.set_per_process_memory_fraction(0.02)
+    try:
+        with pytest.raises(MemoryError, match=r"set micro_batch: \d+"):
+            big = UNet(channels=128, multipliers=(1, 2), blocks=2, attention=())
+            edm(1, batch=2**18, budget=2**18 / 1e6, network=big, machine=Machine(**CUDA)).fit(digits(), rng())
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

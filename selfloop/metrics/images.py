@@ -113,7 +113,7 @@ class ImageQuality(Tracker):
         return frozenset({"images", "labels"} if _classifies(self.features) or self.target is not None else {"images"})
 
     def prepare(self, source: Any, keep: Work | None) -> None:
-        """Fit the features, or read their weights, and look at the reference: what is wrong with them shows before a training."""
+        """Fit the features, or read their weights, and look at the reference: what is wrong shows before a training."""
         real = _Real.of(self, source, keep)
         _ = (real.features, real.law) if self.reference.endswith(".npz") else real.features
 

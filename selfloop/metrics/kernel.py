@@ -28,8 +28,8 @@ def kid(*, real: Any, fake: Any) -> float:
 def kid_error(*, real: Any, fake: Any, subset: int | None = None) -> float:
     """Standard error of KID from disjoint subsets of `subset` real and `subset` fake images: std / sqrt(subsets).
 
-    subset: ten of them at least and 1000 images at most, if not said. All pairs vary less than subsets of them do, so this bounds
-    the error of `kid` from above. NaN for fewer than two subsets of two images.
+    subset: ten of them at least and 1000 images at most, if not said. All pairs vary less than subsets of them do, so this
+    bounds the error of `kid` from above. NaN for fewer than two subsets of two images.
     """
     x, y = sound("KID", 2, real=real, fake=fake)
     n = min(len(x), len(y))
