@@ -456,10 +456,11 @@ def test_faster_numbers_learn_the_same(machine):
 
 @pytest.mark.gpu
 def test_a_batch_that_is_too_large_for_a_gpu_names_one_that_fits():
+    network = UNet(channels=128, multipliers=(1, 2), blocks=2, attention=())
+    big = edm(1, batch=2**18, budget=2**18 / 1e6, network=network, machine=Machine(**CUDA))
     torch.cuda.set_per_process_memory_fraction(0.02)
     try:
         with pytest.raises(MemoryError, match=r"set micro_batch: \d+"):
-            big = UNet(channels=128, multipliers=(1, 2), blocks=2, attention=())
-            edm(1, batch=2**18, budget=2**18 / 1e6, network=big, machine=Machine(**CUDA)).fit(digits(), rng())
+            big.fit(digits(), rng())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

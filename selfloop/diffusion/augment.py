@@ -15,8 +15,8 @@ stretches by r along the direction b and by 1 / r across it, and f the factor:
 
 read by bilinear interpolation, reflected at the edges. There is no other filter: images shrink by tenths of an octave, which
 aliases little, and the network is told. The condition determines the map; with b in the place of 2b it would not, as stretching
-along b is shrinking along b + pi / 2. It is exactly 0 where nothing was done; such images come back bit for bit, and so do those
-that are only flipped.
+along b is shrinking along b + pi / 2. It is exactly 0 where nothing was done. Such images come back bit for bit, and so do
+those that are only flipped.
 
 Source: Karras et al. (2020), "Training Generative Adversarial Networks with Limited Data", for the transforms; Karras et al.
 (2022), appendix F.2, for diffusion models and the strengths.
