@@ -118,7 +118,7 @@ class EdmModel:
     def _one_hot(self, labels: Any, x: Tensor) -> Tensor | None:
         if self.shares is None or labels is None:
             return None
-        return torch.from_numpy(np.eye(len(self.shares), dtype=np.float32)[np.asarray(labels)]).to(x.device)
+        return torch.nn.functional.one_hot(torch.as_tensor(labels, device=x.device), len(self.shares)).float()
 
     def draw_labels(self, n: int, rng: Generator) -> Ints | None:
         """n labels, drawn with the class shares; None without classes."""

@@ -296,8 +296,8 @@ class _Course:
         noised = clean + s * z
         labels = None
         if self.data.classes is not None and self.data.labels is not None:
-            marks = np.eye(self.data.classes, dtype=np.float32)[self.data.labels[rows[mine]]]
-            labels = torch.from_numpy(marks).to(self.place) * kept[:, None]
+            named = torch.from_numpy(np.asarray(self.data.labels[rows[mine]], dtype=np.int64)).to(self.place)
+            labels = torch.nn.functional.one_hot(named, self.data.classes) * kept[:, None].float()
         weights = np.ones(last - first)
         if recipe.weights == "loss":
             weights = self.data.weights[rows[mine]] * len(self.data.weights)
