@@ -21,9 +21,6 @@ FIGURES = [
     "runaway",
     "control_2d",
     "digits_sims",
-    "digits_pollution",
-    "digits_control",
-    "digits_loop",
 ]
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import NullLocator
 
 from figures.averages import averages, configuration, only, picture, read, swept
 from figures.guidance import BUDGET, OMEGA, thousand
-from figures.style import COLOURS, MARKERS, ORDERED, WIDTH, band, note, reference
+from figures.style import COLOURS, MARKERS, ORDERED, WIDTH, band, decades, note, reference
 from selfloop.report import curves, mean_and_error
 from selfloop.results import RunError
 
@@ -40,8 +40,8 @@ def draw(results: Path) -> Figure:
         name: picture(results, f"budget={best[0]:g},omega={omega:g},chunk=0,generation=1") for name, omega in shown.items()
     }
     rows = 1 if any(seen is None for seen in pictures.values()) else 2
-    figure = Figure(figsize=(WIDTH, 3.4 if rows == 1 else 6.0), layout="constrained")
-    panels = figure.subplots(rows, 3, squeeze=False)[0]
+    figure = Figure(figsize=(WIDTH, 3.4 if rows == 1 else 4.9), layout="constrained")
+    panels = figure.subplots(rows, 3, squeeze=False, height_ratios=[2.3, 1][:rows])[0]
     for letter, axes, (name, seen) in zip("def", figure.axes[3:], pictures.items(), strict=False):
         _draw_samples(axes, seen, f"({letter}) {name[0].upper()}{name[1:]}")
     for axes, metric in zip(panels, ("fd", "kid", "fd"), strict=True):
@@ -50,6 +50,8 @@ def draw(results: Path) -> Figure:
     for axes, metric in ((panels[0], "fd"), (panels[1], "kid")):
         _draw_omega(axes, mean, metric, budgets)
     _draw_budget(panels[2], mean, [omega for omega in omegas if omega != 0])
+    decades(panels[0])
+    panels[0].set_ylim(None, 1.6 * panels[0].get_ylim()[1])
     panels[0].set(ylabel="FD  (squared unit of the features)", title="(a) Fréchet distance")
     panels[1].set(ylabel="KID", title="(b) Kernel distance")
     runs, network = table["replicate"].nunique(), settings["algorithm"]["algorithm"]
@@ -58,11 +60,10 @@ def draw(results: Path) -> Figure:
     equal = mean_and_error(curves(table, "fd_equal", {BUDGET: budgets[0], OMEGA: 0})[:, -1])
     note(
         figure,
-        f"Curves and bands: mean of {runs} trainings ± 1 standard error; {n:,} samples each. ω = −1: auxiliary alone. The base "
-        f"saw {thousand(network['budget'])} thousand\nimages. Least FD, at ω = {best[1]:g} and budget "
-        f"{thousand(best[0])} thousand: {best[2]:.2f} ± {best[3]:.2f} below the base (paired). "
-        f"Held-out real images: FD {floor[0]:.2f},\n"
-        f"as many samples of the base {equal[0]:.2f}.",
+        f"Curves and bands: mean of {runs} trainings ± 1 standard error; {n:,} samples each, the same noise at all ω. ω = −1: "
+        f"the auxiliary\nalone. The base saw {thousand(network['budget'])} thousand images. Least FD: ω = {best[1]:g}, budget "
+        f"{thousand(best[0])} thousand, {best[2]:.2f} ± {best[3]:.2f} below the base (paired).\n"
+        f"Held-out real images have FD {floor[0]:.2f}, as many of the base's {equal[0]:.2f}. Samples: from the same noise.",
     )
     return figure
 
@@ -83,7 +84,8 @@ def _draw_omega(axes: Axes, mean: pd.DataFrame, metric: str, budgets: list[float
 
 
 def _draw_samples(axes: Axes, seen: Any, title: str) -> None:
-    axes.imshow(seen, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    half = seen.shape[0] // 2 + 1
+    axes.imshow(seen[:half], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title)
     axes.axis("off")
 
@@ -95,7 +97,9 @@ def _draw_budget(axes: Axes, mean: pd.DataFrame, omegas: list[float]) -> None:
         look = {"color": "0.5" if alone else ORDERED[min(number, 4)], "marker": MARKERS[number % 6], "markersize": 3.5}
         band(axes, at, label="auxiliary alone" if alone else f"ω = {omega:g}", **look)
     axes.set(xlabel="budget  (thousand images)", ylabel="FD  (squared unit of the features)", xscale="log")
-    axes.set_title("(c) Fine-tuning alone, and SIMS")
+    axes.set_title("(c) Longer tuning")
     axes.set_xticks(at.x, [thousand(budget) for budget in np.unique(at.x)])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(loc="upper left")
+    decades(axes)
+    axes.set_ylim(None, 2.2 * axes.get_ylim()[1])
+    axes.legend(loc="upper left", ncols=2, columnspacing=0.8, handlelength=1.4)

@@ -101,9 +101,9 @@ def test_labels_and_augmentations_not_given_are_zeros_and_others_matter(style):
     x, c, labels, turns = given()
     nothing = network(x, c)
     torch.testing.assert_close(network(x, c, torch.zeros_like(labels), torch.zeros_like(turns)), nothing)
-    assert (network(x, c, labels) - nothing).abs().mean() > 1e-3
-    assert (network(x, c, None, turns) - nothing).abs().mean() > 1e-3
-    assert (network(x, c + 1) - nothing).abs().mean() > 1e-3
+    assert (network(x, c, labels) - nothing).abs().mean() > 1e-4
+    assert (network(x, c, None, turns) - nothing).abs().mean() > 1e-4
+    assert (network(x, c + 1) - nothing).abs().mean() > 1e-4
 
 
 @by_style
@@ -179,6 +179,28 @@ def test_dropout_acts_in_training_only(style):
     torch.manual_seed(0)
     assert not torch.equal(network(*given()), network(*given()))
     assert torch.equal(network.eval()(*given()), plain.eval()(*given()))
+
+
+@by_style
+def test_the_embedding_is_its_formula(style):
+    embedding = shaken(small(style).embedding)
+    _, c, labels, turns = given()
+
+    def by(layer, x):
+        weight = layer.weight / layer.weight.norm(dim=1, keepdim=True) if style == "edm2" else layer.weight
+        return linear(x, weight, layer.bias)
+
+    label, turn = by(embedding.of_label, labels * (1 if style == "adm" else 3**0.5)), by(embedding.of_augment, turns)
+    if style == "edm2":
+        fourier = embedding.fourier
+        waves = 2**0.5 * (2 * math.pi * (c[:, None] * fourier.frequency + fourier.phase)).cos()
+        expected = silu((by(embedding.first, waves) + label) / 2**0.5 + embedding.gain * turn) / 0.596
+    else:
+        angles = c[:, None] * 1e-4 ** (torch.arange(8) / 7)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+        early, late = (label, 0) if style == "ddpmpp" else (0, label)
+        expected = silu(by(embedding.second, silu(by(embedding.first, waves + early + turn))) + late)
+    torch.testing.assert_close(embedding(c, labels, turns), expected, rtol=1e-4, atol=1e-4)
 
 
 def repeated(x):
