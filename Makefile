@@ -1,5 +1,6 @@
 # make demo: the first result.  make test: what CI runs.  Both make .venv first.
-SHELL := /bin/sh
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -18,8 +18,8 @@ from matplotlib.image import imread
 from selfloop.measure import Array
 from selfloop.results import RunError, load_generations
 
-PICTURES = Path("kept") / "pictures"
-"""Where a run folder holds pictures of samples."""
+PICTURES, KEPT_PICTURES = Path("kept") / "pictures", Path("pictures")
+"""Where pictures of samples are in a run folder, and in what is kept of it with the project."""
 AVERAGED = ["generation", "metric", "power", "replicates", "mean", "error"]
 
 
@@ -65,7 +65,7 @@ def configuration(results: Path) -> dict[str, Any]:
 
 def picture(results: Path, name: str) -> Array | None:
     """A picture of samples in a run folder, or of those kept with the project, values in [0, 1]; None if there is none."""
-    for folder in (results / PICTURES, results / "pictures"):
+    for folder in (results / PICTURES, results / KEPT_PICTURES):
         if (folder / f"{name}.png").exists():
             return np.asarray(imread(folder / f"{name}.png"), dtype=float)
     return None

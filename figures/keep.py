@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from figures.__main__ import FIGURES, HERE
-from figures.averages import PICTURES
+from figures.averages import KEPT_PICTURES, PICTURES
 from selfloop.results import RunError, load_generations
 
 LIMIT = 4_000_000
@@ -74,9 +74,10 @@ def keep(name: str, results: Path, out: Path) -> list[Path]:
             f"{name} would take {size:,} bytes and a kept file may take {LIMIT:,}; average over replicates in figures/{name}.py"
         )
     temporary.replace(files[0])
-    for picture in sorted((results / PICTURES).glob("*chunk=0,*.png")):
-        (out / "pictures").mkdir(exist_ok=True)
-        files.append(Path(shutil.copyfile(picture, out / "pictures" / picture.name)))
+    for folder in (results / PICTURES, results / KEPT_PICTURES):
+        for picture in sorted(folder.glob("*chunk=0,*.png")):
+            (out / KEPT_PICTURES).mkdir(exist_ok=True)
+            files.append(Path(shutil.copyfile(picture, out / KEPT_PICTURES / picture.name)))
     return files
 
 

@@ -28,7 +28,7 @@ class Board:
             import wandb
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"board {self.kind} needs its library; run: pip install {self.kind}") from error
-        run = wandb.init(project=self.project, dir=str(work.shelf) if work.shelf is not None else None)
+        run = wandb.init(project=self.project, dir=str(work.shelf) if work.shelf is not None else None, reinit=True)
         return lambda numbers, step: run.log(numbers, step=step)
 
 

@@ -26,6 +26,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from pydantic import Strict
 
+from selfloop import ranks
 from selfloop.component import Count, Positive, component
 from selfloop.formats import expanded
 from selfloop.measure import Ints, Measure
@@ -219,7 +220,8 @@ class ClassifierEmbedding:
             expected = {name: tuple(values.shape) for name, values in net.state_dict().items()}
             if saved is None or {name: values.shape for name, values in saved.items()} != expected:
                 self._train(net, real, labels, work)
-                saved = {name: values.cpu().numpy() for name, values in net.state_dict().items()}
+                mine = ranks.rank() == 0  # processes that compute together have one classifier
+                saved = {name: ranks.summed(values.cpu().numpy() * mine) for name, values in net.state_dict().items()}
                 if work is not None:
                     work.save(**saved)
         finally:

@@ -19,7 +19,7 @@ al. (2018), arXiv 1810.01367 (rings, checkerboard, spiral); Mardia & Jupp (2000)
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 from annotated_types import Ge, Gt, Len, Lt, MultipleOf
@@ -32,7 +32,7 @@ from selfloop.algorithms.mixture import MixtureModel
 from selfloop.component import Count, Positive, component
 from selfloop.data import Law
 from selfloop.measure import Array, Ints, Measure
-from selfloop.protocols import Source
+from selfloop.protocols import Source, Work
 
 LIMIT = 1e-100
 """sigma -> 0, where the limit is wanted: outside the support it is the nearest class and its nearest point."""
@@ -70,7 +70,7 @@ class LabelledMixture:
         """None: the law is not Gaussian."""
         return None
 
-    def sample(self, n: int, rng: Generator) -> Measure:
+    def sample(self, n: int, rng: Generator, labels: Any = None, work: Work | None = None) -> Measure:
         """n points (R, n, 2) with their classes (R, n)."""
         chosen = rng.choice(self.mixture.components, (self.replicates, n), p=self.mixture.weights)
         z = rng.standard_normal((*chosen.shape, self.mixture.d))
@@ -124,10 +124,10 @@ class LabelledLaw:
         """None: the law is not Gaussian."""
         return None
 
-    def sample(self, n: int, rng: Generator) -> Measure:
+    def sample(self, n: int, rng: Generator, labels: Any = None, work: Work | None = None) -> Measure:
         """n points (R, n, 2) with their classes (R, n)."""
-        labels = rng.integers(self.classes.count, size=(self.replicates, n))
-        return Measure.uniform(self.classes.draw(labels, rng), labels)
+        drawn = rng.integers(self.classes.count, size=(self.replicates, n))
+        return Measure.uniform(self.classes.draw(drawn, rng), drawn)
 
     def log_density(self, x: Array, sigma: float = 0.0) -> Array:
         """ln p(x; sigma), shape (...), at x (..., 2)."""

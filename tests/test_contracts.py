@@ -59,7 +59,7 @@ def linear_score(**options):
 
 
 def edm(**options):
-    given = {"network": UNet(channels=4, multipliers=(1,), blocks=1, attention=()), "batch": 32, "budget": 0.000128}
+    given = {"network": UNet(channels=4, multipliers=(1,), blocks=1, attention=()), "batch": 512, "budget": 0.001024}
     rate = LearningRate(rate=1e-2, warmup=0.0)
     return make(
         "algorithms", "edm", **given, sampler=STEPS, learning_rate=rate, tune_learning_rate=rate, sigma_data=0.75, **options
@@ -106,7 +106,7 @@ ALGORITHMS = {
         for m, source in ((0, "gaussian"), (16, "mixture"))
     ]
     + [(make("algorithms", "sims", algorithm=score_net(), n_synthetic=50, budget=0.0008, omega=0.5), "mixture")]
-    + [(make("algorithms", "sims", algorithm=edm(), n_synthetic=50, budget=3.2e-5, budgets=(3.2e-5, 6.4e-5)), "images")],
+    + [(make("algorithms", "sims", algorithm=edm(), n_synthetic=50, budget=0.000512, budgets=(0.000512, 0.001024)), "images")],
     "neon": [
         (make("algorithms", "neon", algorithm=gaussian(), n_synthetic=50, budget=0.5, omega=1.5), "gaussian"),
         (
@@ -121,7 +121,7 @@ ALGORITHMS = {
             "mixture",
         ),
         (make("algorithms", "neon", algorithm=score_net(), n_synthetic=50, budget=0.0008, omega=0.5), "mixture"),
-        (make("algorithms", "neon", algorithm=edm(), n_synthetic=50, budget=6.4e-5, omega=0.5), "images"),
+        (make("algorithms", "neon", algorithm=edm(), n_synthetic=50, budget=0.000512, omega=0.5), "images"),
     ],
     "autoguidance": [
         (make("algorithms", "autoguidance", algorithm=good, guide=weak, omega=0.5), source)

@@ -117,11 +117,11 @@ import sys, json
 import numpy as np, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from test_edm import digits, edm, rng
+from test_edm import Machine, digits, edm, rng
 from selfloop import ranks
 from selfloop.diffusion.train import train
 with ranks.joined():
-    algorithm = edm(8, batch=128, budget=8 * 128 / 1e6)
+    algorithm = edm(8, batch=128, budget=8 * 128 / 1e6, classes=10, loss_weight="learned", machine=Machine(micro_batch=48))
     images, event, _ = algorithm._images(digits())
     network = algorithm.built(event, torch.Generator().manual_seed(0))
     losses = []
@@ -241,18 +241,20 @@ def test_a_snapshot_that_is_missing_or_damaged_says_so(tmp_path):
 
 
 def test_a_batch_that_does_not_fit_names_one_that_does(monkeypatch):
-    def gradients(self, batch, step, size):
-        if size > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return torch.zeros(())
+    whole = training._Course._loss
 
-    monkeypatch.setattr(training._Course, "_gradients", gradients)
+    def loss(self, batch, network=None):
+        if len(batch.x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, batch, network)
+
+    monkeypatch.setattr(training._Course, "_loss", loss)
     with pytest.raises(MemoryError, match=r"16 images at once.*set micro_batch: 4"):
         edm().fit(digits(), rng())
 
 
 def test_a_loss_that_stays_infinite_ends_the_training(monkeypatch):
-    def loss(self, batch):
+    def loss(self, batch, network=None):
         return self.network(batch.x, batch.noise, None, None).sum() * np.nan
 
     monkeypatch.setattr(training._Course, "_loss", loss)
@@ -336,6 +338,23 @@ def test_samples_do_not_depend_on_how_many_are_drawn_together():
     assert levels.max() <= 1
     assert (levels > 0).mean() <= 1e-3
     np.testing.assert_array_equal(model.sample(70, rng(3)).points[:64], whole[:64])
+
+
+def test_samples_that_are_not_finite_are_no_black_images():
+    model = edm().fit(digits(), rng())
+    with pytest.raises(FloatingPointError, match="lower omega"):
+        model.lower(np.full((1, 1, 8, 8), np.nan))
+
+
+def test_samples_that_do_not_fit_name_fewer(monkeypatch):
+    model = edm(machine=Machine(sample_batch=256)).fit(digits(), rng())
+
+    def denoise(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(model), "denoise", denoise)
+    with pytest.raises(MemoryError, match="set machine.sample_batch: 128"):
+        model.sample(300, rng())
 
 
 def test_stored_samples_are_not_drawn_again(tmp_path, monkeypatch):

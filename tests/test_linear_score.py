@@ -281,7 +281,7 @@ def test_extrapolating_scores_is_extrapolating_parameters(seed, basis, omega, ta
 
 def test_with_affine_features_the_law_of_sims_is_that_of_neon():
     algorithm = LinearScoreFit(features=0, sampler=ANCESTRAL)
-    pair = Pair.fit(algorithm, standard(3).sample(200, stream()), 400, 0.5, "synthetic", stream(1))
+    (pair,) = Pair.fit(algorithm, standard(3).sample(200, stream()), 400, [0.5], "synthetic", stream(1))
     sims, neon = SimsModel(pair, 1.5).law(), NeonModel(pair, 1.5, algorithm).law()
     np.testing.assert_allclose(sims.cov, neon.cov, rtol=1e-10)
     np.testing.assert_allclose(sims.mean, neon.mean, atol=1e-10)

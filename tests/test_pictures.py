@@ -67,7 +67,7 @@ def test_samples_are_pictured_under_the_name_of_the_point_and_latents_are_not(tm
 def test_a_board_hears_every_report_and_the_work_stays_what_it_is(tmp_path, monkeypatch):
     logged = []
     run = types.SimpleNamespace(log=lambda numbers, step: logged.append((numbers, step)))
-    stub = types.SimpleNamespace(init=lambda project, dir: logged.append((project, dir)) or run)
+    stub = types.SimpleNamespace(init=lambda project, dir, reinit: logged.append((project, dir)) or run)
     monkeypatch.setitem(sys.modules, "wandb", stub)
     told = []
     work = FolderWork(tmp_path / "work", tell=lambda *a, **k: told.append((a, k)), shelf=tmp_path / "shelf")

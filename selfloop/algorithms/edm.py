@@ -98,7 +98,14 @@ class EdmModel:
         return torch.as_tensor(x, dtype=torch.float32).to(machine.place, memory_format=machine.layout)
 
     def lower(self, x: Array) -> NDArray[Any]:
-        """What is kept of images in model space: uint8, rounded and cut at 0 and 255; of latents, float32."""
+        """What is kept of images in model space: uint8, rounded and cut at 0 and 255; of latents, float32.
+
+        Raises FloatingPointError where they are not finite.
+        """
+        if not np.isfinite(x).all():
+            raise FloatingPointError(
+                "samples are not finite: the guidance is too strong, or the training went wrong; lower omega, or the rate"
+            )
         return (np.rint((x + 1) * 127.5).clip(0, 255) if self.dtype == np.uint8 else x).astype(self.dtype)
 
     @torch.inference_mode()
@@ -111,7 +118,7 @@ class EdmModel:
         unit = self.algorithm.sigma_data
         skip, out, c_in = coefficients(self.algorithm.prediction, sigma / unit)
         level = torch.full((len(x),), float(np.log(sigma) / 4), device=x.device)
-        with self.algorithm.machine.numbers():
+        with self.algorithm.machine.products(), self.algorithm.machine.numbers():
             answer = self.network((c_in / unit) * x, level, self._one_hot(labels, x), None)
         return skip * x + (out * unit) * answer.float()
 
@@ -143,7 +150,7 @@ class Edm:
     course; betas: Adam's; noise: law of sigma / sigma_data in training; sigma_data: standard deviation of a pixel in the model.
     average: length (std, relative) of the power-function average that is the model; tracked: the lengths kept in training, by
     default that one; another one is made afterwards from snapshots. loss_weight: of the noise levels, fixed or learned;
-    weights: where those of the data enter, its sampler or the loss; augment: none if not said, and none in tuning.
+    weights: where those of the data enter, its sampler or the loss; augment: none if not said.
     classes: K labels as a condition, dropped with probability label_dropout. start: a snapshot (.safetensors) to start from, to
     be used as it is with budget 0. snapshot: million images between two snapshots with a picture of samples; board: numbers of
     the training go there too.
@@ -244,7 +251,7 @@ class Edm:
             raise ValueError(f"budgets must ascend, got {list(budgets)}")
         images, _, _ = self._images(data)
         yield from [model] * marks.count(0)
-        recipe = self._recipe(self.tune_learning_rate, (self.average,), None)
+        recipe = self._recipe(self.tune_learning_rate, (self.average,), self.augment)
         later = [mark for mark in marks if mark > 0]
         if later:
             yield from self._trained(model, images, recipe, int(rng.integers(2**63)), later, work)
@@ -268,7 +275,7 @@ class Edm:
         """The models that `model` becomes after so many steps."""
         if not steps:
             return
-        if work is not None and self.board is not None:
+        if work is not None and self.board is not None and ranks.rank() == 0:
             work = self.board.watching(work)
         shelf = None if work is None else work.shelf
         taken: list[Snapshot] = []

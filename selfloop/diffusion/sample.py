@@ -198,7 +198,14 @@ def _in_pieces(model: Any, n: int, seed: int, labels: Any, sampler: Sampler, wor
         rows = slice(start, min(start + size, n))
         given = None if labels is None else labels[rows]
         rng, shape = np.random.default_rng(seed), model.shape(rows.stop - start)
-        made[rows] = model.lower(sample(partial(_denoised, model, given), sampler, shape, rng, 0, model.lift, start))
+        try:
+            made[rows] = model.lower(sample(partial(_denoised, model, given), sampler, shape, rng, 0, model.lift, start))
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+                raise
+            raise MemoryError(
+                f"{size} images do not fit together; set machine.sample_batch: {max(size // 2, BLOCK)}"
+            ) from error
         if isinstance(made, np.memmap):
             made.flush()  # before it counts
         done[number] = 1

@@ -18,6 +18,7 @@ one cut into smaller batches whose gradients are added, and one on several proce
 import contextlib
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -113,18 +114,21 @@ class Machine:
         return torch.channels_last if self.channels_last and self.kind == "cuda" else torch.contiguous_format
 
     @contextlib.contextmanager
-    def numbers(self) -> Iterator[None]:
-        """The precision inside a network."""
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+    def products(self) -> Iterator[None]:
+        """How a GPU multiplies float32, forward and backward."""
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = self.tf32
         try:
-            with torch.autocast(self.kind, kind) if kind is not None else contextlib.nullcontext():
-                yield
+            yield
         finally:
             torch.set_float32_matmul_precision(before[0])
             torch.backends.cudnn.allow_tf32 = before[1]
+
+    def numbers(self) -> Any:
+        """The precision inside a network, forward."""
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(self.kind, kind) if kind is not None else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -204,10 +208,10 @@ def train(
                 snapshot(course.trained())
             if work is not None:
                 work.report(course.seen, marks[-1], loss=loss, images_per_second=rate)
-                if work.due():
+                if work.due() and ranks.rank() == 0:
                     work.save(**course.saved(passed))
         passed.append(course.trained())
-        if work is not None:  # for a kill in what comes after
+        if work is not None and ranks.rank() == 0:  # for a kill in what comes after
             work.save(**course.saved(passed))
         yield passed[-1]
 
@@ -341,9 +345,11 @@ class _Course:
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_lack_of_memory(error):
                 raise
-            fits = self._fitting(batch, step, size)
+            traceback.clear_frames(error.__traceback__)  # they hold what did not fit
+            fits = self._fitting(batch, size)
             remedy = f"{fits} fit: set micro_batch: {fits}" if fits else "not even one fits: use a smaller network or image"
             raise MemoryError(f"{size} images at once do not fit into the memory of {self.place}; {remedy}") from error
+        self.scaler.unscale_(self.optimiser)  # looks for overflows, which the next lines would hide
         for value in self.trainable.values():
             if value.grad is not None:
                 torch.nan_to_num(value.grad, nan=0.0, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT, out=value.grad)
@@ -362,19 +368,24 @@ class _Course:
         self.optimiser.zero_grad()
         total = torch.zeros((), device=self.place)
         parts = batch.parts(size)
-        with self._dropout(step):
+        share = ranks.world() / self.recipe.batch  # of a batch's mean, before the mean over processes
+        with self._dropout(step), self.recipe.machine.products():
             for number, part in enumerate(parts):
                 last = number == len(parts) - 1
                 with contextlib.nullcontext() if last or ranks.world() == 1 else self.called.no_sync():
-                    loss = self._loss(part) / len(batch.x)
+                    loss = self._loss(part) * share
                     self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
+        if self.uncertainty is not None and ranks.world() > 1:  # which DDP, around the network, does not see
+            for gradient in [value.grad for value in self.uncertainty.parameters() if value.grad is not None]:
+                torch.distributed.all_reduce(gradient)
+                gradient /= ranks.world()
         return total
 
-    def _loss(self, batch: "_Batch") -> Tensor:
-        """The sum of the losses of a batch."""
+    def _loss(self, batch: "_Batch", network: Any = None) -> Tensor:
+        """The sum of the losses of a batch; network: without what stands around it, where other processes do not take part."""
         with self.recipe.machine.numbers():
-            answer = self.called(batch.x, batch.noise, batch.labels, batch.condition)
+            answer = (network or self.called)(batch.x, batch.noise, batch.labels, batch.condition)
         loss = (answer.float() - batch.target).square().mean(dim=(1, 2, 3))
         if self.uncertainty is not None:
             u = self.uncertainty(batch.noise)
@@ -389,7 +400,7 @@ class _Course:
             torch.manual_seed(_seed(self.seed, 3, step, ranks.rank()))
             yield
 
-    def _fitting(self, batch: "_Batch", step: int, size: int) -> int:
+    def _fitting(self, batch: "_Batch", size: int) -> int:
         """The most images, halving `size`, of which a gradient fits into the memory; 0 if not one does."""
         while size > 1:
             size //= 2
@@ -397,7 +408,7 @@ class _Course:
             if self.place.type == "cuda":
                 torch.cuda.empty_cache()
             try:
-                self._gradients(batch.parts(size)[0], step, size)
+                self._loss(batch.parts(size)[0], self.network).backward()  # type: ignore[no-untyped-call]
                 return size
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_lack_of_memory(error):
@@ -496,4 +507,4 @@ def _under(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "alloc" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -344,7 +344,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """F. Raises ValueError for labels or augmentations of another shape than the network was built for."""
-        e = self.embedding(c_noise, labels, augment)
+        with torch.autocast(x.device.type, enabled=False):
+            e = self.embedding(c_noise, labels, augment)
         x = self.first(x if self.gain is None else torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
         kept = [x]
         for block in self.down:
