@@ -295,6 +295,20 @@ def test_the_numbers_of_figure_4_with_score_networks_are_those_kept_too():
     np.testing.assert_allclose(written("Figure 4 with score networks", 6), ratios, atol=6e-3)
 
 
+def test_the_numbers_of_the_digits_are_those_kept():
+    table = load_generations(ROOT / "figures" / "data" / "digits_sims")
+    budgets, omegas = (0.00512, 0.01536, 0.03072), (-1, 0.25, 0.5, 1, 2)
+
+    def fd(budget, omega):
+        return curves(table, "fd", {"algorithm.budget": budget, "algorithm.omega": omega})[:, 0]
+
+    expected = []
+    for budget in budgets:
+        expected.append([fd(budget, omega).mean() for omega in omegas])
+        expected.append([abs((fd(budget, omega) - fd(budget, 0)).mean()) for omega in omegas])
+    np.testing.assert_allclose(written("Figures 1 and 3 on handwritten digits", 5), expected, atol=6e-3)
+
+
 @pytest.mark.slow
 def test_the_documentation_builds_without_a_warning(tmp_path):
     pytest.importorskip("myst_parser")

@@ -353,7 +353,7 @@ def test_samples_that_do_not_fit_name_fewer(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(type(model), "denoise", denoise)
-    with pytest.raises(MemoryError, match="set machine.sample_batch: 128"):
+    with pytest.raises(MemoryError, match=r"set machine\.sample_batch: 128"):
         model.sample(300, rng())
 
 
