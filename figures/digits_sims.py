@@ -56,14 +56,13 @@ def draw(results: Path) -> Figure:
     panels[1].set(ylabel="KID", title="(b) Kernel distance")
     runs, network = table["replicate"].nunique(), settings["algorithm"]["algorithm"]
     n = settings["track"]["image_quality"]["n"]
-    floor = mean_and_error(curves(table, "fd_floor", {BUDGET: budgets[0], OMEGA: 0})[:, -1])
-    equal = mean_and_error(curves(table, "fd_equal", {BUDGET: budgets[0], OMEGA: 0})[:, -1])
+    floor, equal = (told(table, metric, budgets[0]) for metric in ("fd_floor", "fd_equal"))
     note(
         figure,
         f"Curves and bands: mean of {runs} trainings ± 1 standard error; {n:,} samples each, the same noise at all ω. ω = −1: "
         f"the auxiliary\nalone. The base saw {thousand(network['budget'])} thousand images. Least FD: ω = {best[1]:g}, budget "
         f"{thousand(best[0])} thousand, {best[2]:.2f} ± {best[3]:.2f} below the base (paired).\n"
-        f"Held-out real images have FD {floor[0]:.2f}, as many of the base's {equal[0]:.2f}. Samples: from the same noise.",
+        f"Held-out real images have FD {floor}, as many of the base's {equal}. Samples: from the same noise.",
     )
     return figure
 
@@ -73,6 +72,12 @@ def gain(table: pd.DataFrame, budgets: list[float], omegas: list[float]) -> tupl
     values = {(b, w): curves(table, "fd", {BUDGET: b, OMEGA: w})[:, -1] for b in budgets for w in omegas}
     at = min(values, key=lambda point: values[point].mean())
     return *at, *mean_and_error(values[at[0], 0] - values[at])
+
+
+def told(table: pd.DataFrame, metric: str, budget: float) -> str:
+    """The mean of a metric of the base; where there are as many real images as samples, FD stands for FD of equal size."""
+    name = metric if (table["metric"] == metric).any() else "fd"
+    return f"{mean_and_error(curves(table, name, {BUDGET: budget, OMEGA: 0})[:, -1])[0]:.2f}"
 
 
 def _draw_omega(axes: Axes, mean: pd.DataFrame, metric: str, budgets: list[float]) -> None:
