@@ -2,6 +2,8 @@
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share the cores between processes, not threads
+
 import pytest
 from hypothesis import settings
 
