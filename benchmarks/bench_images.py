@@ -73,7 +73,7 @@ def flops(call) -> int:
 
 
 @pytest.mark.benchmark(group="images")
-def test_the_digits_preset_trains_faster_than_a_unet_of_diffusers(benchmark):
+def test_the_digits_preset_trains_as_fast_as_a_unet_of_diffusers(benchmark):
     from diffusers import UNet2DModel
 
     torch.set_num_threads(1)
