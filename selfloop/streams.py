@@ -17,6 +17,12 @@ def number(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
+def torch_seed(*name: int) -> int:
+    """A seed of 63 bits for a torch generator, from numbers that name it."""
+    words = np.random.SeedSequence(name).generate_state(2)
+    return int(words[0]) << 31 | int(words[1]) >> 1
+
+
 @dataclass(frozen=True)
 class NamedStreams:
     """streams(generation, role) -> Generator; `point` is "" unless sweep points are asked to be independent."""

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from numpy.random import Generator
 
-from selfloop.algorithms.sims import Pair, SimsModel
+from selfloop.algorithms.sims import Pair, SimsModel, guided_gives
 from selfloop.component import AT_SAMPLING, NonNegative, Omega, component
 from selfloop.diffusion import guide
 from selfloop.measure import Array, Data
@@ -37,9 +37,7 @@ class Autoguidance:
     @property
     def gives(self) -> frozenset[str]:
         """What both algorithms give, as far as guidance keeps it."""
-        main, weak = (getattr(algorithm, "gives", frozenset[str]()) for algorithm in (self.algorithm, self.guide))
-        kept = {"law", "denoise", "draw", "biased"} if "law" in main else {"denoise", "labels", "images"}
-        return frozenset(main & weak & kept)
+        return guided_gives(self.algorithm, self.guide)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -58,8 +56,4 @@ class Autoguidance:
 
     def restore(self, state: Mapping[str, Array]) -> SimsModel:
         """The models of a saved fit, at this algorithm's omega and interval."""
-        main, weak = (
-            algorithm.restore({key.removeprefix(part): values for key, values in state.items() if key.startswith(part)})
-            for algorithm, part in ((self.algorithm, "base."), (self.guide, "auxiliary."))
-        )
-        return SimsModel(Pair(main, weak), self.omega, self.interval)
+        return SimsModel(Pair.restore(self.algorithm, state, other=self.guide), self.omega, self.interval)

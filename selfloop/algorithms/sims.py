@@ -25,7 +25,7 @@ from selfloop.diffusion import guide
 from selfloop.diffusion import sample as diffusion
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Data, Measure, Moments, concatenate
-from selfloop.protocols import Model, ScoreModel, Tunable, Work, drawn_like
+from selfloop.protocols import Algorithm, Model, ScoreModel, Tunable, Work, drawn_like
 
 TuneOn = Literal["synthetic", "real_and_synthetic"]
 
@@ -80,13 +80,21 @@ class Pair:
         return {f"{part}.{name}": values for part, state in parts.items() for name, values in state.items()}
 
     @classmethod
-    def restore(cls, algorithm: Tunable, state: Mapping[str, Array], name: str = "auxiliary") -> "Pair":
-        """The pair of a saved state, with the auxiliary of this name."""
+    def restore(
+        cls, algorithm: Algorithm, state: Mapping[str, Array], name: str = "auxiliary", other: Algorithm | None = None
+    ) -> "Pair":
+        """The pair of a saved state, with the auxiliary of this name; other: what fitted that, if it was another algorithm."""
         base, auxiliary = (
-            algorithm.restore({key.removeprefix(part): values for key, values in state.items() if key.startswith(part)})
-            for part in ("base.", f"{name}.")
+            fitted.restore({key.removeprefix(part): values for key, values in state.items() if key.startswith(part)})
+            for fitted, part in ((algorithm, "base."), (other or algorithm, f"{name}."))
         )
         return cls(base, auxiliary)
+
+
+def guided_gives(*algorithms: Algorithm) -> frozenset[str]:
+    """What models of all these algorithms give and guidance between them keeps."""
+    gives = frozenset[str].intersection(*(getattr(algorithm, "gives", frozenset[str]()) for algorithm in algorithms))
+    return gives & ({"law", "denoise", "draw", "biased"} if "law" in gives else {"denoise", "labels", "images"})
 
 
 def check_budget(algorithm: Tunable, budget: float) -> None:
@@ -288,9 +296,7 @@ class Sims:
     @property
     def gives(self) -> frozenset[str]:
         """What the inner algorithm gives, as far as guidance keeps it."""
-        inner: frozenset[str] = getattr(self.algorithm, "gives", frozenset())
-        kept = {"law", "denoise", "draw", "biased"} if "law" in inner else {"denoise", "labels", "images"}
-        return (inner & kept) | {"pair"}
+        return guided_gives(self.algorithm) | {"pair"}
 
     @property
     def needs(self) -> frozenset[str]:

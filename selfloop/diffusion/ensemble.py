@@ -26,6 +26,7 @@ from selfloop.diffusion.mlp import Parameters
 from selfloop.diffusion.noise import Noise
 from selfloop.diffusion.precondition import PredictionName, coefficients
 from selfloop.protocols import Work
+from selfloop.streams import torch_seed
 
 BLOCK = 16
 """Steps whose random numbers are drawn together, at most: a short training draws few that it does not use."""
@@ -225,8 +226,7 @@ class _Course:
 
     def generator(self, *name: int) -> torch.Generator:
         """The stream of a block of steps, or of another use."""
-        words = np.random.SeedSequence([self.seed, *name]).generate_state(2)
-        return torch.Generator(self.device).manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+        return torch.Generator(self.device).manual_seed(torch_seed(self.seed, *name))
 
     def until(self, mark: int) -> Iterator[int]:
         """Train until a step is reached; yields the number of steps done after each block."""

@@ -40,6 +40,7 @@ from selfloop.diffusion.precondition import PredictionName, coefficients
 from selfloop.diffusion.snapshot import Snapshot
 from selfloop.diffusion.unet import Uncertainty
 from selfloop.protocols import Work
+from selfloop.streams import torch_seed
 
 BLOCK = 64
 """Images of a batch that share a stream of random numbers."""
@@ -397,7 +398,7 @@ class _Course:
     def _dropout(self, step: int) -> Iterator[None]:
         """The stream of dropout in a step, which torch has no other place for."""
         with torch.random.fork_rng([self.place.index] if self.place.type == "cuda" else []):
-            torch.manual_seed(_seed(self.seed, 3, step, ranks.rank()))
+            torch.manual_seed(torch_seed(self.seed, 3, step, ranks.rank()))
             yield
 
     def _fitting(self, batch: "_Batch", size: int) -> int:
@@ -483,13 +484,8 @@ class _Batch:
         return [_Batch(*part) for part in parts]
 
 
-def _seed(*name: int) -> int:
-    words = np.random.SeedSequence(name).generate_state(2)
-    return int(words[0]) << 31 | int(words[1]) >> 1
-
-
 def _generator(place: torch.device, *name: int) -> torch.Generator:
-    return torch.Generator(place).manual_seed(_seed(*name))
+    return torch.Generator(place).manual_seed(torch_seed(*name))
 
 
 def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
