@@ -20,10 +20,9 @@ from selfloop.diffusion.average import PowerAverage, posthoc
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Averages of the parameters of a network, and what was written beside them."""
+    """Averages of the parameters of a network; what was written beside them, `about` reads."""
 
     averages: tuple[PowerAverage, ...]
-    about: Mapping[str, Any]
 
 
 def save(folder: Path, images: int, batch: int, averages: Mapping[float, Mapping[str, NDArray[Any]]], beside: Any) -> Path:
@@ -73,7 +72,7 @@ def load(path: Path) -> Snapshot:
         prefix = f"average.{k}."
         value = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         averages.append(PowerAverage(length, described["images"] // described["batch"], value))
-    return Snapshot(tuple(averages), described)
+    return Snapshot(tuple(averages))
 
 
 def averaged(snapshots: Sequence[Snapshot], length: float) -> dict[str, NDArray[np.float32]]:

@@ -183,7 +183,7 @@ class Trained:
 
     def snapshot(self, batch: int) -> Snapshot:
         """The same as a snapshot."""
-        return Snapshot(tuple(PowerAverage(length, self.seen // batch, dict(a)) for length, a in self.averages.items()), {})
+        return Snapshot(tuple(PowerAverage(length, self.seen // batch, dict(a)) for length, a in self.averages.items()))
 
 
 def train(
