@@ -1,5 +1,8 @@
 """Numbers of a training on a board: TensorBoard or Weights & Biases, by their own libraries."""
 
+import importlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,22 +17,25 @@ class Board:
     kind: Literal["tensorboard", "wandb"] = "tensorboard"
     project: str = "selfloop"
 
-    def watching(self, work: Work) -> "BoardedWork":
-        """The work, whose reports go to the board too. Raises ModuleNotFoundError, with the remedy, without its library."""
-        return BoardedWork(work, self._writer(work))
+    @contextmanager
+    def watching(self, work: Work) -> Iterator["BoardedWork"]:
+        """The work, whose reports go to the board too until the end of the block, which finishes the board's run.
 
-    def _writer(self, work: Work) -> Any:
+        Raises ModuleNotFoundError, with the remedy, without its library.
+        """
+        library, folder = self._library(), work.shelf
+        if self.kind == "tensorboard":
+            with closing(library.SummaryWriter(None if folder is None else str(folder / "tensorboard"))) as writer:
+                yield BoardedWork(work, lambda numbers, step: [writer.add_scalar(*item, step) for item in numbers.items()])
+        else:
+            with library.init(project=self.project, dir=None if folder is None else str(folder), reinit=True) as run:
+                yield BoardedWork(work, lambda numbers, step: run.log(numbers, step=step))
+
+    def _library(self) -> Any:
         try:
-            if self.kind == "tensorboard":
-                from torch.utils.tensorboard import SummaryWriter
-
-                writer: Any = SummaryWriter(str(work.shelf / "tensorboard") if work.shelf is not None else None)
-                return lambda numbers, step: [writer.add_scalar(name, value, step) for name, value in numbers.items()]
-            import wandb
+            return importlib.import_module("torch.utils.tensorboard" if self.kind == "tensorboard" else "wandb")
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"board {self.kind} needs its library; run: pip install {self.kind}") from error
-        run = wandb.init(project=self.project, dir=str(work.shelf) if work.shelf is not None else None, reinit=True)
-        return lambda numbers, step: run.log(numbers, step=step)
 
 
 @dataclass

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "protocols": {"laws", "measure"},
     "board": CONTRACTS,
     "pictures": set(),
-    "diffusion": CONTRACTS,
+    "diffusion": CONTRACTS | {"work"},
     "algorithms": CONTRACTS | {"board", "diffusion", "embed", "metrics", "pictures"},
     "mix": CONTRACTS,
     "curate": CONTRACTS,

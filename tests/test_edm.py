@@ -262,6 +262,25 @@ def test_a_loss_that_stays_infinite_ends_the_training(monkeypatch):
         edm(100).fit(digits(), rng())
 
 
+@pytest.mark.parametrize(("scale", "moves"), [(1.0, True), (2.0**127, False)])
+def test_a_step_whose_scaled_gradients_overflow_is_left_out(monkeypatch, scale, moves):
+    """The overflow is looked for before gradients that are not finite are mended; fp16 scales losses, here float32 does."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=scale))
+    network = NETWORK.build(1, 8, None, 0, torch.Generator().manual_seed(0))
+    before = training.as_arrays(dict(network.named_parameters()))
+    data = digits(16)
+    images = training.Images(data.points, data.weights, None, None)
+    next(
+        training.train(
+            network, images, edm(sigma_data=0.01)._recipe(LearningRate(rate=1e-2, warmup=0.0), (0.1,), None), 0, [BATCH]
+        )
+    )
+    after = training.as_arrays(dict(network.named_parameters()))
+    assert all(np.isfinite(value).all() for value in after.values())
+    assert any(not np.array_equal(value, after[name]) for name, value in before.items()) == moves
+
+
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [

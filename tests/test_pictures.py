@@ -64,28 +64,44 @@ def test_samples_are_pictured_under_the_name_of_the_point_and_latents_are_not(tm
     assert Pictures(n=9)(View(generation, None, NamedStreams(0), 1)) == {}, "without a folder nothing is written"
 
 
-def test_a_board_hears_every_report_and_the_work_stays_what_it_is(tmp_path, monkeypatch):
-    logged = []
-    run = types.SimpleNamespace(log=lambda numbers, step: logged.append((numbers, step)))
-    stub = types.SimpleNamespace(init=lambda project, dir, reinit: logged.append((project, dir)) or run)
+class Run:
+    """Stands for a run of wandb."""
+
+    def __init__(self, heard):
+        self.heard = heard
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.heard.append("finished")
+
+    def log(self, numbers, step):
+        self.heard.append((numbers, step))
+
+
+def test_a_board_hears_every_report_and_the_end_and_the_work_stays_what_it_is(tmp_path, monkeypatch):
+    heard, told = [], []
+    stub = types.SimpleNamespace(init=lambda project, dir, reinit: heard.append((project, dir)) or Run(heard))
     monkeypatch.setitem(sys.modules, "wandb", stub)
-    told = []
     work = FolderWork(tmp_path / "work", tell=lambda *a, **k: told.append((a, k)), shelf=tmp_path / "shelf")
-    watched = Board(kind="wandb", project="mine").watching(work)
-    watched.report(10, 20, loss=0.5)
-    watched.save(x=np.ones(2))
+    with Board(kind="wandb", project="mine").watching(work) as watched:
+        watched.report(10, 20, loss=0.5)
+        watched.save(x=np.ones(2))
     np.testing.assert_array_equal(work.load()["x"], np.ones(2))
-    assert logged == [("mine", str(tmp_path / "shelf")), ({"loss": 0.5}, 10)]
+    assert heard == [("mine", str(tmp_path / "shelf")), ({"loss": 0.5}, 10), "finished"]
     assert len(told) == 1
 
 
 def test_tensorboard_gets_a_file_of_events(tmp_path):
     pytest.importorskip("tensorboard")
-    Board().watching(FolderWork(tmp_path / "work", shelf=tmp_path / "shelf")).report(10, 20, loss=0.5)
+    with Board().watching(FolderWork(tmp_path / "work", shelf=tmp_path / "shelf")) as watched:
+        watched.report(10, 20, loss=0.5)
     assert list((tmp_path / "shelf" / "tensorboard").glob("events*"))
 
 
-def test_a_board_without_its_library_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install wandb"):
-        Board(kind="wandb").watching(FolderWork(tmp_path))
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_a_board_without_its_library_says_what_to_install(tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}[kind], None)
+    with pytest.raises(ModuleNotFoundError, match=f"pip install {kind}"), Board(kind=kind).watching(FolderWork(tmp_path)):
+        pass

@@ -276,7 +276,9 @@ class Edm:
         if not steps:
             return
         if work is not None and self.board is not None and ranks.rank() == 0:
-            work = self.board.watching(work)
+            with self.board.watching(work) as watched:
+                yield from dataclasses.replace(self, board=None)._trained(model, images, recipe, seed, steps, watched)
+            return
         shelf = None if work is None else work.shelf
         taken: list[Snapshot] = []
 
@@ -288,7 +290,7 @@ class Edm:
             now = dataclasses.replace(model, parameters=next(iter(trained.averages.values())))
             drawn = now.sample(PICTURED, np.random.default_rng(0)).points
             if shelf is not None and ranks.rank() == 0 and drawn.dtype == np.uint8:
-                pictures.save_png(shelf / f"samples-{trained.seen:09d}.png", pictures.grid(drawn, 8))
+                pictures.save_png(shelf / f"samples-{trained.seen:012d}.png", pictures.grid(drawn, 8))
 
         begun = {name: torch.from_numpy(np.array(value)) for name, value in model.parameters.items()}
         network = self.built(model.event, torch.Generator())

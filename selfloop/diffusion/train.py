@@ -242,7 +242,7 @@ class _Course:
                 f"uncertainty.{name}": value for name, value in self.uncertainty.to(self.place).named_parameters()
             }
         self.optimiser = torch.optim.Adam(self.trainable.values(), betas=recipe.betas, fused=True)
-        self.scaler = torch.amp.GradScaler("cuda", enabled=machine.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.place.type, enabled=machine.precision == "fp16")
         self.called: Any = machine.compiled(self.network)
         if ranks.world() > 1:
             self.called = nn.parallel.DistributedDataParallel(self.called)
