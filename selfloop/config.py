@@ -45,10 +45,10 @@ class Point:
         """A name that does not depend on the other points, nor on whether a 1 was written as 1.0."""
         return json.dumps(self._plain, sort_keys=True)
 
-    def label(self, chunk: int, generation: int) -> str:
-        """A name for a file: the last word of each swept path with its value, then chunk and generation."""
-        words = [f"{path.split('.')[-1]}={value}" for path, value in self._plain.items()]
-        return re.sub(r"[^\w.=,+-]+", "_", ",".join([*words, f"chunk={chunk}", f"generation={generation}"]))
+    def label(self, **more: int) -> str:
+        """A name for a file: the last word of each swept path with its value, then what else is given."""
+        words = [f"{path.split('.')[-1]}={value}" for path, value in [*self._plain.items(), *more.items()]]
+        return re.sub(r"[^\w.=,+-]+", "_", ",".join(words))
 
     @property
     def _plain(self) -> dict[str, Any]:

@@ -228,7 +228,7 @@ def _advance_loop(task: Task, point: Point, outcome: Outcome, deadline: float, r
     saved = outcome.saved.setdefault(point.key, [])
     for generation in self_consume(source, real, algorithm, mix, experiment.generations, streams, history, desk.work):
         work = desk.work and desk.work.at(f"generation-{generation.index}").at("track")
-        name = point.label(task.chunk, generation.index)
+        name = point.label(chunk=task.chunk, generation=generation.index)
         view = View(generation, source, streams, replicates, work, desk.keep, name)
         outcome.blocks += _blocks(point, task.chunk, offset, view)
         saved.append((generation.index, pack(generation, mix.warm is not None)))

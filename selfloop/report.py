@@ -101,11 +101,30 @@ def show(points: Sequence[Point], table: pd.DataFrame, limit: int = 40) -> None:
     if len(wanted) < len(frame) or len(wanted) > limit:
         console.print(f"{len(frame) - min(len(wanted), limit)} more rows, of all metrics, are in the results")
     _show_lost(console, points, table)
-    for line in unstable(points, table):
+    for line in [*chosen(points, frame), *unstable(points, table)]:
         console.print(line)
     rule = points[0].experiment.madness
     if rule is not None:
         _show_madness(console, points, verdicts(table, points, rule), rule)
+
+
+def chosen(points: Sequence[Point], frame: pd.DataFrame) -> list[str]:
+    """For each tracker that `chooses`: the point with the least mean of the metric to choose by, and there the one to report.
+
+    frame: of `headline`. The second is of other samples than the choice, and so has no bias from it. Points that lost a
+    replicate are not chosen.
+    """
+    pairs = [getattr(tracker, "chooses", None) for tracker in points[0].experiment.track.values()]
+    lines = []
+    for search, told in [pair for pair in pairs if pair is not None and len(points) > 1]:
+        rows = frame[(frame["metric"] == search) & (frame["last_n"] == points[0].experiment.replicates)]
+        if rows.empty:
+            continue
+        best = rows.loc[rows["last"].idxmin(), list(points[0].values)]
+        there = frame[(frame["metric"] == told) & (frame[list(best.index)] == best).all(axis=1)].iloc[0]
+        at = ", ".join(f"{path.split('.')[-1]} = {value}" for path, value in best.items())
+        lines.append(f"least {search}: {at}; {told} there: {figure(there['last'], there['last_se'])}")
+    return lines
 
 
 def _end(row: dict[Any, Any]) -> str:

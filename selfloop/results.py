@@ -9,7 +9,7 @@
     parts/ states/       rows as they came, and what the loops need to go on
     work/                what fits that take long save of themselves, until their generation counts; models that pollute
                          the real data, until the run is finished
-    snapshots/           what outlasts a fit: <point>/<chunk>/generation-G/<part>, snapshots, pictures, logs
+    snapshots/           what outlasts a fit: <point>-<hash>/<chunk>/generation-G/<part>, snapshots, pictures, logs
     kept/                what trackers make once a run, a trained classifier for example
 
 Every file is written under a temporary name, synced and renamed; state.json after what it names, and what it no longer
@@ -265,7 +265,7 @@ class RunFolder:
         self._state["parts"] = [part for part in self._state["parts"] if part["file"] not in bad]
         for unit in units:
             self._state["progress"].pop(unit, None)
-            self._drop(f"work/{unit}", f"snapshots/{unit}")
+            self._drop(f"work/{unit}", *(str(path.relative_to(self.folder)) for path in self.folder.glob(f"snapshots/*{unit}")))
         for key, name in list(self._state["first"].items()):
             if name in bad:
                 del self._state["first"][key]
@@ -308,7 +308,8 @@ class RunFolder:
     def places(self, point: Point, chunk: int) -> Places:
         """Where a loop keeps what it saves on the way."""
         unit, pollution = _unit(point, chunk), self._pollution(point, chunk)
-        return Places(f"work/{unit}/{self._fits[point.key]}", f"snapshots/{unit}", pollution and f"pollution/{pollution}")
+        shelf = "snapshots/" + "-".join(filter(None, (point.label(), unit)))
+        return Places(f"work/{unit}/{self._fits[point.key]}", shelf, pollution and f"pollution/{pollution}")
 
     def _pollution(self, point: Point, chunk: int) -> str | None:
         """A name for all that the fit of a loop's pollution depends on: no setting of the loop, nor how much there is of it."""

@@ -33,6 +33,7 @@ def stand_ins(folder: Path) -> dict[str, str]:
         "IMAGENET512_LATENTS": str(folder / "latents.npy"),
         "IMAGENET512_LABELS": str(folder / "labels.npy"),
         "AUTOENCODER": str(folder),
+        "IMAGENET512_REFERENCE": str(folder / "reference.npz"),
     }
 
 

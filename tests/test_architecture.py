@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "mix": CONTRACTS,
     "curate": CONTRACTS,
     "embed": CONTRACTS | {"formats"},
-    "metrics": CONTRACTS | {"diffusion", "embed", "pictures"},
+    "metrics": CONTRACTS | {"diffusion", "embed", "formats", "pictures"},
     "loop": CONTRACTS | {"mix"},
     "data": CONTRACTS | {"algorithms"},
     "plane": CONTRACTS | {"algorithms", "data"},

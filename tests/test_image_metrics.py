@@ -366,12 +366,30 @@ def test_protocols_name_the_sets_that_their_distances_are_of() -> None:
     assert ("fd" in both, "fd_min3" in both, "fd_search" in least) == (False, False, False)
 
 
-def test_published_statistics_take_the_place_of_the_training_images(tmp_path: Any) -> None:
+def test_published_statistics_take_the_place_of_the_training_images(tmp_path: Any, monkeypatch: Any) -> None:
     law = moments(embedded(DIGITS.held_out()))
     np.savez(tmp_path / "stats.npz", mu=law.mean, sigma=law.cov)
-    tracker = ImageQuality(n=100, features=PIXELS, metrics=("fd", "vendi"), reference=str(tmp_path / "stats.npz"))
+    monkeypatch.setenv("STATISTICS", str(tmp_path / "stats.npz"))
+    tracker = ImageQuality(n=100, features=PIXELS, metrics=("fd", "vendi"), reference="$STATISTICS")
     fake = embedded(view(20).sample(100, "image_quality 0"))
     assert float(tracker(view(20))["fd"]) == pytest.approx(frechet(moments(fake), law), rel=1e-6)
+
+
+def test_statistics_of_the_reference_are_made_once_a_run(tmp_path: Any, monkeypatch: Any) -> None:
+    """What is kept in the folder of a run is taken by its other processes; another reference or target has its own."""
+    trackers = [ImageQuality(n=50, features=PIXELS, metrics=("fd",), reference=part) for part in ("train", "held_out")]
+    trackers.append(replace(trackers[0], target=(0.28, *(0.08,) * 9)))
+    shown = replace(view(20), keep=FolderWork(tmp_path))
+    first = []
+    for tracker in trackers:
+        images._once.cache_clear()
+        first.append(float(tracker(shown)["fd"]))
+    assert len(set(first)) == 3
+    monkeypatch.setattr(images._Real, "_gathered", lambda _: pytest.fail("made a second time"))
+    for tracker, before in zip(trackers, first, strict=True):
+        images._once.cache_clear()
+        assert float(tracker(shown)["fd"]) == before
+    images._once.cache_clear()
 
 
 def test_a_target_weighs_the_real_images_of_each_class() -> None:

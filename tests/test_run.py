@@ -553,6 +553,31 @@ def test_values_that_are_missing_or_not_finite_are_left_out_of_the_means_and_cou
     assert "1 values are not finite; the results hold them, the means do not" in printed
 
 
+def test_a_point_chosen_on_some_samples_is_reported_on_others(tmp_path, capsys):
+    text = """
+    generations: 1
+    replicates: 2
+    chunk: 1
+    real: {kind: images, path: digits}
+    mix: {n_real: 100}
+    algorithm: {kind: edm, budget: 0.001024}
+    track: {image_quality: {n: 50, protocol: honest}}
+    sweep: {grid: {algorithm.batch: [128, 256, 512]}}
+    """
+    (tmp_path / "honest.yaml").write_text(textwrap.dedent(text))
+    points = load(read(tmp_path / "honest.yaml"))
+    found = {128: ([2.0, 4.0], [1.0, 2.0]), 256: ([1.0, 2.0], [5.0, 6.0]), 512: ([np.nan, 0.0], [0.0, 0.0])}
+    rows = [
+        (batch, replicate, 1, metric, value)
+        for batch, pair in found.items()
+        for metric, values in zip(("fd_search", "fd_report"), pair, strict=True)
+        for replicate, value in enumerate(values)
+    ]
+    table = pd.DataFrame(rows, columns=["algorithm.batch", "replicate", "generation", "metric", "value"])
+    report.show(points, table)  # 512 lost a replicate
+    assert "least fd_search: batch = 256; fd_report there: 5.50 ± 0.50" in capsys.readouterr().out
+
+
 def test_the_schema_is_printed():
     done = invoke("--schema")
     assert done.exit_code == 0

@@ -44,6 +44,7 @@ from pydantic import Strict
 
 from selfloop.component import Count, NonNegative, component
 from selfloop.embed import ClassifierEmbedding, Embedding, Features, Floats, blocks
+from selfloop.formats import expanded
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Ints, Measure
 from selfloop.metrics.diversity import vendi
@@ -55,6 +56,7 @@ from selfloop.protocols import Work
 
 MetricName = Literal["fd", "kid", "precision", "recall", "density", "coverage", "novelty", "vendi", "classes"]
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
+PARTS = ("train", "held_out")
 SETS = {"single": 1, "edm": 3, "honest": 2}
 
 ROWS = 4096
@@ -71,7 +73,8 @@ class ImageQuality(Tracker):
 
     metrics     which; all that apply if not said: `classes` if the features classify, `novelty` up to 10^10 pairs of images
     k           neighbours that make a manifold, for precision, recall, density and coverage
-    reference   `train` or `held_out` real images; or an .npz with mu and sigma, for fd alone (the others take `train`)
+    reference   `train` or `held_out` real images; or an .npz with mu and sigma ($VARIABLE is replaced), for fd alone (the
+                others take `train`)
     target      shares of the classes, which add to one: real images are weighted by them for fd, and drawn by them for others
     protocol    `single`: one set of n images; `edm`: three, fd of the first and fd_min3 the least; `honest`: two, fd_search and
                 fd_report. Other metrics are of the first set, or of the one that is reported
@@ -86,8 +89,8 @@ class ImageQuality(Tracker):
     protocol: Literal["single", "edm", "honest"] = "single"
 
     def __post_init__(self) -> None:
-        asked, file = self.metrics or (), self.reference not in ("train", "held_out")
-        if file and not self.reference.endswith(".npz"):
+        asked, file = self.metrics or (), self.reference not in PARTS
+        if file and not self.reference.startswith("$") and not self.reference.endswith(".npz"):
             raise ValueError(f"reference must be train, held_out or an .npz file with mu and sigma, got {self.reference!r}")
         if "classes" in asked and not _classifies(self.features):
             raise ValueError(
@@ -108,6 +111,11 @@ class ImageQuality(Tracker):
         return {"single": "fd", "edm": "fd_min3", "honest": "fd_report"}[self.protocol]
 
     @property
+    def chooses(self) -> tuple[str, str] | None:
+        """(metric to choose a point by, metric of it to report), of samples apart; None where one set of them serves both."""
+        return ("fd_search", "fd_report") if self.protocol == "honest" else None
+
+    @property
     def needs_source(self) -> frozenset[str]:  # type: ignore[override]
         """Images, with labels where a classifier learns them or a target names them."""
         return frozenset({"images", "labels"} if _classifies(self.features) or self.target is not None else {"images"})
@@ -115,7 +123,7 @@ class ImageQuality(Tracker):
     def prepare(self, source: Any, keep: Work | None) -> None:
         """Fit the features, or read their weights, and look at the reference: what is wrong shows before a training."""
         real = _Real.of(self, source, keep)
-        _ = (real.features, real.law) if self.reference.endswith(".npz") else real.features
+        _ = real.features if self.reference in PARTS else (real.features, real.law)
 
     def __call__(self, view: View) -> Mapping[str, Array]:
         if np.any(view.generation.diverged):
@@ -228,8 +236,12 @@ class _Fitted:
 
     @cached_property
     def features(self) -> Features:
-        name = hashlib.sha256(f"{self.key} {self.embedding}".encode()).hexdigest()[:16]
-        return self.given.fitted(self.source.train(), self.keep and self.keep.at(f"features-{name}"))
+        return self.given.fitted(self.source.train(), self.place("features"))
+
+    def place(self, what: str, *more: object) -> Work | None:
+        """Where to keep something that is made once a run of these images and features, if there is such a place."""
+        name = hashlib.sha256(" ".join([self.key, self.embedding, *map(repr, more)]).encode()).hexdigest()[:16]
+        return self.keep and self.keep.at(f"{what}-{name}")
 
 
 @dataclass(frozen=True)
@@ -274,8 +286,18 @@ class _Real:
     @cached_property
     def law(self) -> Gaussian:
         """Mean and covariance of the features of the reference, re-weighted to the target."""
-        if self.reference.endswith(".npz"):
-            return load_reference(self.reference)
+        if self.reference not in PARTS:
+            return load_reference(expanded("reference", self.reference))
+        kept = self.fitted.place("reference", self.reference, self.target)
+        saved = kept.load() if kept is not None else None
+        if saved is not None:
+            return Gaussian.restore(saved)
+        found = self._gathered()
+        if kept is not None:
+            kept.save(**found.state())
+        return found
+
+    def _gathered(self) -> Gaussian:
         reference, gathered = self.parts[0], FeatureMoments()
         weights = None if self.target is None else _weights(reference, self.target)
         for rows in blocks(reference.n, ROWS):
