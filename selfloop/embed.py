@@ -81,6 +81,12 @@ def sound(metric: str, least: int, /, **sets: Any) -> tuple[Any, ...]:
     return tuple(sets.values())
 
 
+def embedded(embedding: Embedding, data: Measure, work: Work | None = None) -> Floats:
+    """The features (n, d) of all points of one data set, by an embedding that is fitted to it."""
+    features = embedding.fitted(data, work and work.at("fit"))
+    return np.concatenate([features(data.points[rows]) for rows in blocks(data.n, 4096)])
+
+
 def blocks(n: int, size: int) -> Iterator[slice]:
     """0 .. n - 1 in slices of `size`, the last one shorter."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))

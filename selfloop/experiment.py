@@ -12,7 +12,7 @@ from selfloop.embed import Embedding
 from selfloop.madness import Madness
 from selfloop.metrics.track import Tracker
 from selfloop.mix import Mix
-from selfloop.protocols import Algorithm, Curator, Tunable
+from selfloop.protocols import Algorithm, Curator, Score, Tunable
 
 SLOTS: dict[Any, str] = {
     Algorithm: "algorithms",
@@ -21,6 +21,7 @@ SLOTS: dict[Any, str] = {
     Tracker: "trackers",
     Curator: "curators",
     Embedding: "embeddings",
+    Score: "scores",
 }
 """Fields that take any member of a group of the registry, by `kind`."""
 

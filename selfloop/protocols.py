@@ -190,6 +190,15 @@ class Curator(Protocol):
 
 
 @runtime_checkable
+class Score(Protocol):
+    """A number for each row of a data set, of which a curator keeps high ones, low ones or others; not itself a direction."""
+
+    def __call__(self, data: Measure, rng: Generator, work: Work | None = None) -> Array:
+        """Values (n,), finite, of one data set without batch axes; the same for equal rows where nothing is random."""
+        ...
+
+
+@runtime_checkable
 class Source(Protocol):
     """p_r, the law of real data: one member per replicate, endless (a law) or finite (a data set)."""
 

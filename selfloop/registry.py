@@ -1,8 +1,8 @@
 """The one registry: what a `kind` in a YAML file names. Modules are imported only when named.
 
 A kind is a name below, an entry point (`selfloop.algorithms`, `selfloop.sources`, `selfloop.trackers`, `selfloop.curators`,
-`selfloop.embeddings`), or `package.module:Class` for a class of one's own, where Python finds it: `python -m selfloop.run`
-searches the current folder.
+`selfloop.scores`, `selfloop.embeddings`), or `package.module:Class` for a class of one's own, where Python finds it:
+`python -m selfloop.run` searches the current folder.
 """
 
 import difflib
@@ -63,6 +63,7 @@ KINDS: dict[str, dict[str, str]] = {
         "truncate": "selfloop.curate.select:Truncate",
         "reward": "selfloop.curate.reweight:Reward",
     },
+    "scores": {},
     "embeddings": {
         "pixels": "selfloop.embed:PixelEmbedding",
         "classifier": "selfloop.embed:ClassifierEmbedding",

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": CONTRACTS | {"work"},
     "algorithms": CONTRACTS | {"board", "diffusion", "embed", "metrics", "pictures"},
     "mix": CONTRACTS,
-    "curate": CONTRACTS,
+    "curate": CONTRACTS | {"diffusion", "embed"},
     "embed": CONTRACTS | {"formats"},
     "metrics": CONTRACTS | {"diffusion", "embed", "formats", "pictures"},
     "loop": CONTRACTS | {"mix"},
