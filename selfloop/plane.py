@@ -220,18 +220,26 @@ class Squares:
 
 @component
 class EightGaussians:
-    """Eight equally likely Gaussians N(m_k, std^2 I) on a circle, each a class; covariance (radius^2 / 2 + std^2) I."""
+    """Eight Gaussians N(m_k, std^2 I) on a circle, each a class; equally likely, with covariance (radius^2 / 2 + std^2) I.
+
+    shares: eight numbers that add to one, for classes that are not equally likely; the first is at (radius, 0).
+    """
 
     radius: Positive = 1.4
     std: Positive = 0.1
+    shares: Annotated[tuple[Annotated[float, Strict(), Gt(0)], ...], Len(8, 8)] | None = None
 
     gives: ClassVar[frozenset[str]] = frozenset({"modes", "labels"})
     d: ClassVar[int] = 2
 
+    def __post_init__(self) -> None:
+        if self.shares is not None and abs(sum(self.shares) - 1) > 1e-9:
+            raise ValueError(f"shares must be eight numbers that add to one, got a sum of {sum(self.shares):g}")
+
     def replicated(self, replicates: int, rng: Generator) -> Source:
         """The same law for every replicate."""
         means = self.radius * _direction(np.arange(8) * np.pi / 4)
-        return _gaussians(means, self.std, np.arange(8), replicates)
+        return _gaussians(means, self.std, np.arange(8), replicates, None if self.shares is None else np.array(self.shares))
 
 
 @component
