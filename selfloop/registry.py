@@ -41,6 +41,7 @@ KINDS: dict[str, dict[str, str]] = {
         "checkerboard": "selfloop.plane:Checkerboard",
         "spiral": "selfloop.plane:Spiral",
         "two_classes": "selfloop.plane:TwoClasses",
+        "flawed": "selfloop.flawed:Flawed",
     },
     "trackers": {
         "w2": "selfloop.metrics.track:W2",
@@ -65,11 +66,11 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "scores": {},
     "embeddings": {
-        "pixels": "selfloop.embed:PixelEmbedding",
-        "classifier": "selfloop.embed:ClassifierEmbedding",
-        "inception": "selfloop.embed:Inception",
-        "dinov2": "selfloop.embed:Dinov2",
-        "clip": "selfloop.embed:Clip",
+        "pixels": "selfloop.embed.pixels:PixelEmbedding",
+        "classifier": "selfloop.embed.classifier:ClassifierEmbedding",
+        "inception": "selfloop.embed.published:Inception",
+        "dinov2": "selfloop.embed.published:Dinov2",
+        "clip": "selfloop.embed.published:Clip",
     },
 }
 

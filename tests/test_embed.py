@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from selfloop import embed
-from selfloop.embed import ClassifierEmbedding, Clip, Dinov2, Embedding, Features, Inception, PixelEmbedding
+from selfloop.embed import (
+    ClassifierEmbedding,
+    Clip,
+    Dinov2,
+    Embedding,
+    Features,
+    Inception,
+    PixelEmbedding,
+    classifier,
+    published,
+)
 from selfloop.images import Images
 from selfloop.measure import Measure, Rows
 from selfloop.work import FolderWork
@@ -122,7 +131,7 @@ def test_rows_of_no_weight_teach_nothing() -> None:
     ],
 )
 def test_a_classifier_is_small_whatever_the_size_of_the_images(event: tuple[int, ...], least: int, most: int) -> None:
-    net = embed._network(event, 10, 64, torch.Generator().manual_seed(0))
+    net = classifier._network(event, 10, 64, torch.Generator().manual_seed(0))
     assert least < sum(parameter.numel() for parameter in net.parameters()) < most
     assert net[:-1](torch.zeros(2, *event)).shape == (2, 64)
     assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
@@ -132,7 +141,7 @@ def test_augmentation_moves_an_image_by_a_pixel_at_most_and_adds_noise_of_a_tent
     """Standard error of the noise over 400 images of 64 pixels: .1 / (2 25600)^(1/2); 4 of them allowed (false alarms 6e-5)."""
     spot = np.full((400, 1, 8, 8), -1.0, dtype=np.float32)
     spot[:, 0, 4, 4] = 1
-    moved = embed._varied(spot, np.random.default_rng(0))
+    moved = classifier._varied(spot, np.random.default_rng(0))
     place = np.stack(np.unravel_index(moved.reshape(400, 64).argmax(axis=1), (8, 8)))
     assert {tuple(shift) for shift in (place - 4).T} == {(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)}
     rest = moved[moved < 0] + 1
@@ -192,7 +201,7 @@ def fidelity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     weights = tmp_path / "inception.pth"
     weights.write_bytes(b"weights")
-    monkeypatch.setattr(embed, "INCEPTION_SHA256", hashlib.sha256(b"weights").hexdigest())
+    monkeypatch.setattr(published, "INCEPTION_SHA256", hashlib.sha256(b"weights").hexdigest())
     return weights
 
 
@@ -220,7 +229,7 @@ def test_weights_of_inception_come_from_the_download_of_the_library_once(
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     for _ in range(2):
         assert Inception().fitted(DIGITS.train())(noise(2, 3, 4, 4)).shape == (2, 2048)
-    assert asked == [("https://example.org/inception.pth", embed.INCEPTION_SHA256)]
+    assert asked == [("https://example.org/inception.pth", published.INCEPTION_SHA256)]
 
 
 def test_weights_of_inception_that_are_absent_or_others_are_refused(fidelity: Path) -> None:
@@ -316,7 +325,7 @@ def test_other_sizes_are_resized_as_pillow_does_and_grey_is_repeated(networks: A
     from PIL import Image
 
     points = np.kron(noise(3, 1, 3, 3), np.ones((1, 1, 4, 4))).astype(np.uint8)
-    resized = embed._resized(torch.from_numpy(points).expand(-1, 3, -1, -1), 32, ((0.0,) * 3, (1.0,) * 3))
+    resized = published._resized(torch.from_numpy(points).expand(-1, 3, -1, -1), 32, ((0.0,) * 3, (1.0,) * 3))
     pillow = np.stack([np.asarray(Image.fromarray(image[0]).resize((32, 32), Image.Resampling.BICUBIC)) for image in points])
     assert np.abs(255 * resized.numpy() - pillow[:, None]).max() <= 2
     features = Dinov2(path=str(networks.folder / "dino"), size=32).fitted(DIGITS.train())

@@ -35,7 +35,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from tempfile import TemporaryFile
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -43,7 +42,7 @@ from annotated_types import Ge, Len
 from pydantic import Strict
 
 from selfloop.component import Count, NonNegative, component
-from selfloop.embed import ClassifierEmbedding, Embedding, Features, Floats, blocks
+from selfloop.embed import ClassifierEmbedding, Embedding, Features, Floats, blocks, embedded_by
 from selfloop.formats import expanded
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Ints, Measure
@@ -61,8 +60,6 @@ SETS = {"single": 1, "edm": 3, "honest": 2}
 
 ROWS = 4096
 """Images that are embedded at a time."""
-IN_MEMORY = 2**28
-"""Bytes of features; more are kept in a temporary file."""
 PAIRS = 10**10
 """Pairs of an image and a training image up to which `novelty` is measured if not asked for: some minutes."""
 
@@ -160,7 +157,7 @@ class ImageQuality(Tracker):
         classes = None
         if "classes" in wanted and number == self._reported:
             classes = np.concatenate([features.classify(drawn.points[rows]) for rows in blocks(drawn.n, ROWS)])
-        return _embedded(features, drawn), classes
+        return embedded_by(features, drawn), classes
 
     def _frechet(self, real: "_Real", laws: list[Gaussian], fake: Floats) -> dict[str, float]:
         values = [frechet(law, real.law) for law in laws]
@@ -200,25 +197,6 @@ class ImageQuality(Tracker):
 
 def _classifies(embedding: Embedding) -> bool:
     return bool(getattr(embedding, "classifies", False))
-
-
-def _embedded(features: Features, data: Measure) -> Floats:
-    """The features (n, d) of points, in a temporary file if they are many."""
-    out: Any = None
-    for rows in blocks(data.n, ROWS):
-        block = features(data.points[rows])
-        if out is None:
-            shape = (data.n, block.shape[1])
-            large = 4 * shape[0] * shape[1] > IN_MEMORY
-            out = _filed(shape) if large else np.empty(shape, np.float32)
-        out[rows] = block
-    return np.asanyarray(out)
-
-
-def _filed(shape: tuple[int, int]) -> Floats:
-    """An array in a file that has no name, and goes when it goes."""
-    with TemporaryFile() as file:
-        return np.memmap(file, np.float32, "w+", shape=shape)
 
 
 # The real images -------------------------------------------------------------------------------------------------------
@@ -316,7 +294,7 @@ class _Real:
 
     def _drawn(self, images: Measure) -> Floats:
         rng = np.random.default_rng(int(self.fitted.key[:16], 16))
-        return _embedded(self.features, images.subset(_rows(images, self.n, self.target, rng)))
+        return embedded_by(self.features, images.subset(_rows(images, self.n, self.target, rng)))
 
     @cached_property
     def fd_floor(self) -> float:
@@ -337,7 +315,7 @@ class _Real:
     @cached_property
     def train(self) -> Floats:
         """Features of all training images."""
-        return _embedded(self.features, self.source.train())
+        return embedded_by(self.features, self.source.train())
 
     @cached_property
     def novelty(self) -> dict[str, float]:
