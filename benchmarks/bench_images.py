@@ -24,9 +24,10 @@ from selfloop.config import load
 from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion import train as training
 from selfloop.diffusion.guide import negative_guidance
+from selfloop.embed import FeatureMoments
 from selfloop.laws import Gaussian
 from selfloop.measure import Measure
-from selfloop.metrics.frechet import FeatureMoments, frechet
+from selfloop.metrics.frechet import frechet
 from selfloop.reading import read
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"

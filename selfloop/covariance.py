@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+ROUNDING = float(np.finfo(np.float32).eps) ** 2
+"""Variance, as a share of the largest and for each dimension, that float32 points have by rounding alone."""
+
 
 def symmetric(matrix: Array) -> Array:
     """The symmetric part (M + M^T) / 2; shape (*batch, d, d)."""

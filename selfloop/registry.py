@@ -26,6 +26,7 @@ KINDS: dict[str, dict[str, str]] = {
         "neon": "selfloop.algorithms.neon:Neon",
         "autoguidance": "selfloop.algorithms.autoguidance:Autoguidance",
         "control": "selfloop.algorithms.control:Control",
+        "curated": "selfloop.algorithms.curated:Curated",
     },
     "sources": {
         "gaussian": "selfloop.data:GaussianSource",
@@ -63,6 +64,8 @@ KINDS: dict[str, dict[str, str]] = {
     "curators": {
         "truncate": "selfloop.curate.select:Truncate",
         "reward": "selfloop.curate.reweight:Reward",
+        "balance": "selfloop.curate.balance:Balance",
+        "file": "selfloop.curate.subset:FromFile",
     },
     "scores": {},
     "embeddings": {
@@ -71,6 +74,11 @@ KINDS: dict[str, dict[str, str]] = {
         "inception": "selfloop.embed.published:Inception",
         "dinov2": "selfloop.embed.published:Dinov2",
         "clip": "selfloop.embed.published:Clip",
+        "vae": "selfloop.embed.vae:VaeEmbedding",
+        "module": "selfloop.embed.module:ModuleEmbedding",
+        "pca": "selfloop.embed.pca:PcaEmbedding",
+        "file": "selfloop.embed.file:FileEmbedding",
+        "cached": "selfloop.embed.cached:CachedEmbedding",
     },
 }
 

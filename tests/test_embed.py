@@ -1,6 +1,8 @@
 """Features of images: shapes and types, a classifier that depends on data and seed alone, adapters to published networks."""
 
 import hashlib
+import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,18 +13,27 @@ import pytest
 import torch
 
 from selfloop.embed import (
+    CachedEmbedding,
     ClassifierEmbedding,
     Clip,
     Dinov2,
     Embedding,
     Features,
+    FileEmbedding,
     Inception,
+    ModuleEmbedding,
+    PcaEmbedding,
     PixelEmbedding,
+    VaeEmbedding,
     classifier,
+    embedded,
+    fingerprint,
     published,
+    store,
 )
 from selfloop.images import Images
 from selfloop.measure import Measure, Rows
+from selfloop.metrics.images import ImageQuality
 from selfloop.work import FolderWork
 
 DIGITS = Images().replicated(1, np.random.default_rng(0))
@@ -358,3 +369,335 @@ def test_latents_are_decoded_at_the_scale_of_their_autoencoder(networks: Any, mo
         decoded = np.clip(np.rint((vae.decode(z).sample.numpy() + 1) * 127.5), 0, 255).astype(np.uint8)
     plain = Dinov2(path=str(networks.folder / "dino"), size=32).fitted(DIGITS.train())
     np.testing.assert_allclose(features(latents), plain(decoded), rtol=1e-3, atol=1e-3)
+
+
+def test_features_of_an_autoencoder_are_the_means_of_its_encoder_and_grey_is_repeated(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=2).train(False).save_pretrained(tmp_path / "vae")
+    vae = AutoencoderKL.from_pretrained(tmp_path / "vae")
+    points = noise(5, 3, 8, 8)
+    found = embedded(VaeEmbedding(path=str(tmp_path / "vae"), batch=2), images_of(points))
+    with torch.inference_mode():
+        expected = vae.encode(torch.from_numpy(points) / 127.5 - 1).latent_dist.mean.reshape(5, -1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    features = VaeEmbedding(path=str(tmp_path / "vae")).fitted(images_of(points))
+    np.testing.assert_allclose(features(points[:, :1]), features(points[:, [0, 0, 0]]), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"looks at images \(n, 3 or 1, H, W\), got \(2, 4, 8, 8\); latents are features"):
+        features(np.zeros((2, 4, 8, 8), dtype=np.float32))
+
+
+# A network of one's own
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module with functions that make networks; `scale` changes the weights of one."""
+    module: Any = ModuleType("own_networks")
+
+    def linear() -> torch.nn.Module:
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(12, 5))
+        torch.nn.init.constant_(net[2].weight, module.scale)
+        torch.nn.init.zeros_(net[2].bias)
+        return net
+
+    module.scale, module.linear, module.flat, module.number = 0.5, linear, lambda: torch.nn.Identity(), lambda: 3
+    monkeypatch.setitem(sys.modules, "own_networks", module)
+    return module
+
+
+def test_a_module_of_ones_own_sees_model_space_in_evaluation_mode(own: Any) -> None:
+    points = noise(7, 3, 2, 2)
+    found = embedded(ModuleEmbedding(target="own_networks:linear", batch=3), images_of(points))
+    sums = 0.5 * (points.reshape(7, 12) / 127.5 - 1).sum(axis=1)
+    np.testing.assert_allclose(found, np.broadcast_to(sums[:, None], (7, 5)), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_no_module_or_gives_no_features_is_refused(own: Any) -> None:
+    data = images_of(noise(4, 3, 2, 2))
+    with pytest.raises(ValueError, match=r"must map 4 points to features \(n, d\), got \(4, 3, 2, 2\); flatten each"):
+        embedded(ModuleEmbedding(target="own_networks:flat"), data)
+    with pytest.raises(TypeError, match=r"must return a torch\.nn\.Module, got int"):
+        embedded(ModuleEmbedding(target="own_networks:number"), data)
+    with pytest.raises(ImportError, match="cannot import 'own_networks:absent'"):
+        embedded(ModuleEmbedding(target="own_networks:absent"), data)
+    with pytest.raises(ValueError, match=r"target must be package\.module:function, got 'own_networks'"):
+        ModuleEmbedding(target="own_networks")
+
+
+# Principal components
+
+
+def cloud(n: int, d: int, seed: int = 0) -> np.ndarray:
+    """Correlated float32 vectors far from the origin."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) + 10 * rng.standard_normal(d)
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize(("options", "n_components"), [({"components": 3}, 3), ({"explained": 0.8}, 0.8), ({}, 0.95)])
+def test_principal_components_are_those_of_sklearn(options: dict[str, Any], n_components: Any, whiten: bool) -> None:
+    from sklearn.decomposition import PCA
+
+    x = cloud(200, 6)
+    found = embedded(PcaEmbedding(whiten=whiten, **options), Measure.uniform(x))
+    peer = PCA(n_components, whiten=whiten, svd_solver="full").fit(x.astype(float))
+    turns = np.sign(peer.components_[np.arange(len(peer.components_)), np.abs(peer.components_).argmax(axis=1)])
+    np.testing.assert_allclose(found, peer.transform(x.astype(float)) * turns, rtol=1e-4, atol=1e-4)
+
+
+def test_components_depend_on_rows_and_weights_alone_and_not_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = cloud(50, 4), np.random.default_rng(0).integers(1, 4, 50)
+    pca = PcaEmbedding(components=2)
+    weighted = Measure.uniform(x).reweighted(w.astype(float))
+    found = embedded(pca, weighted)
+    repeated = embedded(pca, Measure.uniform(np.repeat(x, w, axis=0)))
+    np.testing.assert_allclose(np.repeat(found, w, axis=0), repeated, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(pca.fitted(weighted)(x), found, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr("selfloop.embed.pca.ROWS", 7)
+    np.testing.assert_allclose(embedded(pca, weighted), found, rtol=1e-5, atol=1e-5)
+
+
+def test_components_are_found_once_with_a_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = cloud(50, 4)
+    pca, first = PcaEmbedding(components=2), embedded(PcaEmbedding(components=2), Measure.uniform(x), FolderWork(tmp_path))
+    monkeypatch.setattr("selfloop.embed.pca.FeatureMoments", None)
+    np.testing.assert_array_equal(embedded(pca, Measure.uniform(x), FolderWork(tmp_path)), first)
+    np.testing.assert_array_equal(pca.fitted(Measure.uniform(x), FolderWork(tmp_path))(x), first)
+
+
+def test_components_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = cloud(50, 3)
+    with pytest.raises(ValueError, match=r"4 components are asked of features that vary in 3; ask for 3 or fewer"):
+        embedded(PcaEmbedding(components=4), Measure.uniform(np.concatenate([x, x], axis=1)))
+    with pytest.raises(ValueError, match="3 components are asked of features that vary in 2"):
+        embedded(PcaEmbedding(components=3), Measure.uniform(x[:3]))
+    with pytest.raises(ValueError, match="the same in all rows"):
+        embedded(PcaEmbedding(), Measure.uniform(np.ones((5, 3), dtype=np.float32)))
+    with pytest.raises(ValueError, match="give one of them"):
+        PcaEmbedding(components=2, explained=0.5)
+    monkeypatch.setattr("selfloop.embed.pca.WIDEST", 2)
+    with pytest.raises(ValueError, match=r"those of 2 features or fewer.* and these are 3; set features.features to a network"):
+        embedded(PcaEmbedding(components=2), Measure.uniform(x))
+
+
+# A file
+
+
+def test_a_file_is_mapped_and_half_precision_becomes_float32(tmp_path: Path) -> None:
+    x, data = cloud(20, 3), Measure.uniform(cloud(20, 2, seed=1))
+    np.save(tmp_path / "x.npy", x)
+    found = embedded(FileEmbedding(path=str(tmp_path / "x.npy")), data)
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(found, x)
+    np.save(tmp_path / "half.npy", x.astype(np.float16))
+    half = embedded(FileEmbedding(path=str(tmp_path / "half.npy")), data)
+    assert half.dtype == np.float32
+    np.testing.assert_array_equal(half, x.astype(np.float16).astype(np.float32))
+    np.save(tmp_path / "columns.npy", np.asfortranarray(x))
+    np.testing.assert_array_equal(embedded(FileEmbedding(path=str(tmp_path / "columns.npy")), data), x)
+    again = embedded(PcaEmbedding(features=FileEmbedding(path=str(tmp_path / "x.npy")), components=2), data)
+    np.testing.assert_array_equal(again, embedded(PcaEmbedding(components=2), Measure.uniform(x)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (cloud(19, 3), r"holds features of 19 rows and the data have 20; embed these data"),
+        (np.where(np.arange(60).reshape(20, 3) == 31, np.nan, 1).astype(np.float32), "must be finite, and row 10"),
+        (np.where(np.arange(60).reshape(20, 3) == 31, np.inf, 1).astype(np.float16), "must be finite, and row 10"),
+        (np.ones((20, 3)), r"must hold float32 or float16 features \(n, d\), got float64 \(20, 3\)"),
+        (np.ones(20, dtype=np.float32), r"must hold float32 or float16 features \(n, d\), got float32 \(20,\)"),
+        (np.array([{}] * 20), "is no sound .npy file of plain numbers"),
+    ],
+)
+def test_a_file_of_other_rows_or_of_no_sound_features_is_refused(values: Any, message: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", values, allow_pickle=True)
+    with pytest.raises(ValueError, match=message):
+        embedded(FileEmbedding(path=str(tmp_path / "x.npy")), Measure.uniform(cloud(20, 2)))
+
+
+def test_a_file_of_features_of_other_data_is_refused_by_the_note_beside_it(tmp_path: Path) -> None:
+    data, note = Measure.uniform(cloud(20, 2)), tmp_path / "x.json"
+    np.save(tmp_path / "x.npy", cloud(20, 3))
+    file = FileEmbedding(path=str(tmp_path / "x.npy"))
+    note.write_text(json.dumps({"sha256": fingerprint(data)}))
+    assert embedded(file, data).shape == (20, 3)
+    other = Measure.uniform(cloud(20, 2, seed=1))
+    with pytest.raises(ValueError, match=f"says features of data {fingerprint(data)}, and these data are {fingerprint(other)}"):
+        embedded(file, other)
+    note.write_text("{}")
+    with pytest.raises(ValueError, match=r'must be of the form \{"sha256": "..."\}'):
+        embedded(file, data)
+    np.savez(tmp_path / "x.npz", cloud(20, 3))
+    with pytest.raises(ValueError, match="got an archive"):
+        embedded(FileEmbedding(path=str(tmp_path / "x.npz")), data)
+    with pytest.raises(ValueError, match="features of other points are asked for"):
+        file.fitted(data)
+    with pytest.raises(ValueError, match="features of other points are asked for"):
+        ImageQuality(features=file).prepare(DIGITS, None)
+
+
+def test_the_fingerprint_is_that_of_type_shape_and_values_whatever_holds_them(tmp_path: Path) -> None:
+    x = noise(30, 1, 4, 4)
+    np.save(tmp_path / "x.npy", x)
+    rows = Rows((np.load(tmp_path / "x.npy", mmap_mode="r"),), np.arange(30))
+    assert fingerprint(images_of(x)) == fingerprint(images_of(rows)) == fingerprint(images_of(x, np.arange(30)))
+    others = [x[::-1], x.reshape(30, 16), x.astype(np.float32), x[:29]]
+    assert len({fingerprint(images_of(other)) for other in [x, *others]}) == 5
+
+
+# All rows of a data set
+
+
+class Counted:
+    """Sums of each point and its squares; counts the points that it has seen, and stops after so many."""
+
+    def __init__(self, stop: float = np.inf, learns: Any = (), stamp: str = "") -> None:
+        self.seen, self.stop, self.learns, self.marked = 0, stop, frozenset(learns), stamp
+
+    def __repr__(self) -> str:
+        return "Counted()"
+
+    def stamp(self) -> str:
+        return self.marked
+
+    def fitted(self, real: Measure, work: Any = None) -> Any:
+        def features(points: Any) -> np.ndarray:
+            if self.seen >= self.stop:
+                raise KeyboardInterrupt
+            self.seen += len(points)
+            return np.stack([points.sum(axis=1), (points**2).sum(axis=1)], axis=1).astype(np.float32)
+
+        return features
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 8 rows; all features are large."""
+    monkeypatch.setattr(store, "ROWS", 8)
+    monkeypatch.setattr(store, "IN_MEMORY", 0)
+
+
+def test_large_features_lie_in_a_file_and_are_those_of_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = Measure.uniform(cloud(50, 3))
+    memory = embedded(Counted(), data)
+    monkeypatch.setattr(store, "IN_MEMORY", 399)
+    for work in (None, FolderWork(tmp_path)):
+        found = embedded(Counted(), data, work)
+        assert isinstance(found, np.memmap)
+        np.testing.assert_array_equal(found, memory)
+    monkeypatch.setattr(store, "IN_MEMORY", 400)
+    assert not isinstance(embedded(Counted(), data), np.memmap)
+
+
+def test_features_go_on_after_a_kill_where_they_were_saved(large: None, tmp_path: Path) -> None:
+    data, cut, after = Measure.uniform(cloud(50, 3)), Counted(stop=24), Counted()
+    with pytest.raises(KeyboardInterrupt):
+        embedded(cut, data, FolderWork(tmp_path, every=0))
+    found = embedded(after, data, FolderWork(tmp_path, every=0))
+    np.testing.assert_array_equal(found, embedded(Counted(), data))
+    assert (cut.seen, after.seen) == (24, 26)
+    embedded(after, data, FolderWork(tmp_path))
+    assert after.seen == 26
+
+
+def test_an_embedding_that_is_not_finite_names_its_first_row(large: None) -> None:
+    points = cloud(50, 3)
+    points[[29, 41], 1] = 1e30
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match="an embedding must be finite, and row 29 of its features"):
+        embedded(Counted(), Measure.uniform(points))
+
+
+def test_a_batch_of_data_sets_and_features_of_other_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"features are those of one data set, got a batch \(2,\)"):
+        embedded(PixelEmbedding(), Measure.uniform(np.zeros((2, 5, 3))))
+    short: Any = SimpleNamespace(of=lambda data, work: np.ones((4, 2)))
+    with pytest.raises(ValueError, match="features of 4 rows for 5 points"):
+        embedded(short, Measure.uniform(np.zeros((5, 3))))
+
+
+def test_float32_vectors_are_their_own_features_without_a_copy() -> None:
+    x = cloud(9, 3)
+    assert np.shares_memory(embedded(PixelEmbedding(), Measure.uniform(x)), x)
+    assert embedded(PixelEmbedding(), Measure.uniform(x.astype(float))).dtype == np.float32
+
+
+# What is kept
+
+
+KEPT, CLASSES = cloud(30, 3), np.arange(30) % 2
+DATA = Measure.uniform(KEPT, CLASSES)
+REWEIGHTED, RELABELLED = DATA.reweighted(np.arange(1.0, 31)), Measure.uniform(KEPT, 1 - CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("learns", "same", "others"),
+    [
+        ((), [REWEIGHTED, RELABELLED], [Measure.uniform(KEPT + 1)]),
+        (("labels",), [REWEIGHTED], [RELABELLED]),
+        (("weights",), [RELABELLED], [REWEIGHTED]),
+    ],
+)
+def test_kept_features_are_found_again_and_others_are_not_taken_for_them(
+    learns: Any, same: list[Measure], others: list[Measure], tmp_path: Path
+) -> None:
+    counted = Counted(learns=learns)
+    first = embedded(counted, DATA, cache=tmp_path / "kept")
+    for data in same:
+        np.testing.assert_array_equal(embedded(counted, data, cache=tmp_path / "kept"), first)
+    assert counted.seen == 30
+    for data in others:
+        embedded(counted, data, cache=tmp_path / "kept")
+    assert counted.seen == 60
+    changed = Counted(learns=learns, stamp="other weights")
+    embedded(changed, DATA, cache=tmp_path / "kept")
+    assert changed.seen == 30
+    assert sorted(path.suffix for path in (tmp_path / "kept").iterdir()) == [".json"] * 3 + [".npy"] * 3
+
+
+@pytest.mark.parametrize("damage", ["note", "cut", "absent", "other"])
+def test_a_damaged_entry_is_made_again(damage: str, tmp_path: Path) -> None:
+    data, counted = Measure.uniform(cloud(30, 3)), Counted()
+    first = np.array(embedded(counted, data, cache=tmp_path))
+    (entry,), (note,) = tmp_path.glob("*.npy"), tmp_path.glob("*.json")
+    if damage == "note":
+        note.write_text("{")
+    elif damage == "cut":
+        entry.write_bytes(entry.read_bytes()[:-4])
+    elif damage == "absent":
+        entry.unlink()
+    else:
+        np.save(entry, np.ones((29, 2), dtype=np.float32))
+    np.testing.assert_array_equal(embedded(counted, data, cache=tmp_path), first)
+    assert counted.seen == 60
+
+
+def test_another_process_finds_them_and_they_can_be_read_as_a_file(tmp_path: Path) -> None:
+    code = (
+        "import sys; import numpy as np; from selfloop.embed import CachedEmbedding, PcaEmbedding, embedded;"
+        "from selfloop.measure import Measure; x = np.arange(60, dtype=np.float32).reshape(20, 3) ** 2;"
+        "embedded(CachedEmbedding(features=PcaEmbedding(components=2), folder=sys.argv[1]), Measure.uniform(x))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    (entry,) = tmp_path.glob("*.npy")
+    written = entry.stat().st_mtime_ns
+    data = Measure.uniform(np.arange(60, dtype=np.float32).reshape(20, 3) ** 2)
+    cached = CachedEmbedding(features=PcaEmbedding(components=2), folder=str(tmp_path))
+    found = embedded(cached, data)
+    assert (entry.stat().st_mtime_ns, len(list(tmp_path.iterdir()))) == (written, 2)
+    np.testing.assert_array_equal(found, embedded(FileEmbedding(path=str(entry)), data))
+    np.testing.assert_allclose(cached.fitted(data)(data.points), found, rtol=1e-5, atol=1e-4)
+
+
+def test_weights_that_change_in_place_are_other_features(own: Any, networks: Any, tmp_path: Path) -> None:
+    module, before = ModuleEmbedding(target="own_networks:linear"), ModuleEmbedding(target="own_networks:linear").stamp()
+    assert len(before) == 64
+    own.scale = 0.25
+    assert module.stamp() != before
+    dino = Dinov2(path=str(networks.folder / "dino"))
+    assert dino.stamp() != Clip(path=str(networks.folder / "clip")).stamp()
+    assert Dinov2().stamp() == "facebook/dinov2-large"
+    assert CachedEmbedding(features=PcaEmbedding(features=dino), folder="x").stamp() == dino.stamp()

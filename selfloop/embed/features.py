@@ -29,7 +29,12 @@ class Features(Protocol):
 
 @runtime_checkable
 class Embedding(Protocol):
-    """What gives features. `classifies` (False if not there): they also offer `classify` and `accuracy`."""
+    """What gives features. `classifies` (False if not there): they also offer `classify` and `accuracy`.
+
+    It may say more, for `selfloop.embed.embedded`: `of(data, work)`, the features (n, d) of all rows of one data set, where
+    that is less work, or all it can do; `learns`, which of `labels` and `weights` it uses of the data beside the points (both
+    if not there); `stamp()`, what its features depend on beside its own fields: the contents of files.
+    """
 
     def fitted(self, real: Measure, work: Work | None = None) -> Features:
         """Features for data like `real`, points (n, C, H, W); work: where what was trained keeps itself."""
@@ -47,13 +52,18 @@ def sound(metric: str, least: int, /, **sets: Any) -> tuple[Any, ...]:
         if features.shape[0] < least:
             raise ValueError(f"{metric} needs {least} images or more in each set, got {features.shape[0]} {name}; take more")
         for rows in blocks(features.shape[0], 4096):
-            bad = ~np.isfinite(features[rows]).all(axis=1)
-            if bad.any():
-                raise ValueError(f"{name} must be finite, and row {rows.start + int(bad.argmax())} of its features is not")
+            finite(name, features[rows], rows.start)
     if len({features.shape[1] for features in sets.values()}) > 1:
         widths = " and ".join(f"{features.shape[1]} ({name})" for name, features in sets.items())
         raise ValueError(f"{metric} compares features of one width d, got {widths}; embed both sets alike")
     return tuple(sets.values())
+
+
+def finite(name: str, block: Any, start: int = 0) -> None:
+    """Raises ValueError, with its number, for the first row of features (m, d) that is not; they begin at row `start`."""
+    bad = ~np.isfinite(block).all(axis=1)
+    if bad.any():
+        raise ValueError(f"{name} must be finite, and row {start + int(bad.argmax())} of its features is not")
 
 
 def blocks(n: int, size: int) -> Iterator[slice]:

@@ -1,12 +1,13 @@
 """The points themselves as features: x / 127.5 - 1 of bytes, flattened; of vectors and latents, as they are."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from selfloop.component import component
 from selfloop.embed.features import Features, Floats, blocks, model_space
+from selfloop.embed.store import embedded_by
 from selfloop.measure import Measure
 from selfloop.protocols import Work
 
@@ -26,8 +27,17 @@ class Pixels:
 
 @component
 class PixelEmbedding:
-    """`pixels`: the images themselves. For tests and for data without labels."""
+    """`pixels`: the points themselves. For vectors, for tests and for data without labels."""
+
+    learns: ClassVar[frozenset[str]] = frozenset()
 
     def fitted(self, real: Measure, work: Work | None = None) -> Features:
         """Nothing is fitted."""
         return Pixels()
+
+    def of(self, data: Measure, work: Work | None = None) -> Floats:
+        """The features (n, d) of all points; vectors of float32 are not copied."""
+        points = data.points
+        if isinstance(points, np.ndarray) and points.ndim == 2 and points.dtype == np.float32:
+            return points
+        return embedded_by(Pixels(), data, work)

@@ -18,6 +18,7 @@ import numpy as np
 from selfloop.component import Count, component
 from selfloop.embed.features import Features
 from selfloop.embed.network import Device, Network, placed, pretrained
+from selfloop.embed.store import contents
 from selfloop.formats import expanded
 from selfloop.measure import Measure
 from selfloop.protocols import Work
@@ -44,6 +45,11 @@ class Published:
     decode: str | None = None
 
     called: ClassVar[str]
+    learns: ClassVar[frozenset[str]] = frozenset()
+
+    def stamp(self) -> str:
+        """SHA-256 of the autoencoder, if it is a folder; the weights of Inception are always the same."""
+        return "" if self.decode is None else contents("decode", self.decode)
 
     def fitted(self, real: Measure, work: Work | None = None) -> Features:
         """The network with its weights. Raises what reading them raises, with the remedy."""
@@ -134,6 +140,10 @@ class Transformer(Published):
 
     model: ClassVar[str]
     colours: ClassVar[Colours]
+
+    def stamp(self) -> str:
+        """SHA-256 of the weights and of the autoencoder, where they are folders."""
+        return contents("path", self.path) + super().stamp()
 
     def _network(self) -> Callable[[Any], Any]:
         model = pretrained("transformers", self.model, expanded("path", self.path)).to(placed(self.device))

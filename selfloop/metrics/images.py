@@ -42,12 +42,12 @@ from annotated_types import Ge, Len
 from pydantic import Strict
 
 from selfloop.component import Count, NonNegative, component
-from selfloop.embed import ClassifierEmbedding, Embedding, Features, Floats, blocks, embedded_by
+from selfloop.embed import ClassifierEmbedding, Embedding, FeatureMoments, Features, Floats, blocks, embedded_by
 from selfloop.formats import expanded
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Ints, Measure
 from selfloop.metrics.diversity import vendi
-from selfloop.metrics.frechet import FeatureMoments, frechet, load_reference, moments
+from selfloop.metrics.frechet import frechet, load_reference, moments
 from selfloop.metrics.kernel import kid, kid_error
 from selfloop.metrics.neighbours import Manifold, manifold, novelty, precision_recall
 from selfloop.metrics.track import Tracker, View, entropy
