@@ -24,6 +24,7 @@ GIVES = {
     "law": "an exact Gaussian law",
     "draw": "moments drawn without points",
     "denoise": "a denoiser D(x; sigma)",
+    "parameters": "parameters to take gradients by",
     "biased": "sampling bias",
     "probabilities": "category probabilities",
     "coefficients": "regression coefficients",

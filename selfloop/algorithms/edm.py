@@ -29,6 +29,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from pydantic import Strict
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from selfloop import pictures, ranks
 from selfloop.board import Board
@@ -82,11 +83,21 @@ class EdmModel:
     @cached_property
     def network(self) -> Any:
         """The network, ready to be called."""
+        return self.algorithm.machine.compiled(self._module)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters on the device, without what is fixed."""
+        return dict(self._module.named_parameters())
+
+    @cached_property
+    def _module(self) -> nn.Module:
         machine = self.algorithm.machine
-        network = self.algorithm.built(self.event, torch.Generator())
-        network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in self.parameters.items()})
-        network.to(machine.place, memory_format=machine.layout).train(False).requires_grad_(False)  # type: ignore[call-overload]
-        return machine.compiled(network)
+        with torch.inference_mode(False):  # for gradients by the parameters, whoever asks for it first
+            network = self.algorithm.built(self.event, torch.Generator())
+            network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in self.parameters.items()})
+            network.to(machine.place, memory_format=machine.layout).train(False).requires_grad_(False)  # type: ignore[call-overload]
+        return network
 
     def law(self) -> None:
         """It is not known in closed form."""
@@ -113,19 +124,27 @@ class EdmModel:
         """D(x; sigma) at x (n, C, H, W) in model space, array or tensor; labels (n,), none: without a condition."""
         if not isinstance(x, Tensor):
             return self.denoise(self.lift(x), sigma, labels).double().cpu().numpy()
-        if sigma == 0:
-            return x
+        return x if sigma == 0 else self._answered(self.network, x, sigma, self.marks(labels, len(x)))
+
+    def denoised(self, parameters: Mapping[str, Tensor], x: Tensor, sigma: float, marks: Tensor | None) -> Tensor:
+        """D(x; sigma), sigma > 0, under other parameters, as tensors that know their gradients; marks (n, K): `marks`."""
+        return self._answered(lambda *given: functional_call(self._module, dict(parameters), given), x, sigma, marks)
+
+    def _answered(self, network: Any, x: Tensor, sigma: float, marks: Tensor | None) -> Tensor:
         unit = self.algorithm.sigma_data
         skip, out, c_in = coefficients(self.algorithm.prediction, sigma / unit)
         level = torch.full((len(x),), float(np.log(sigma) / 4), device=x.device)
         with self.algorithm.machine.products(), self.algorithm.machine.numbers():
-            answer = self.network((c_in / unit) * x, level, self._one_hot(labels, x), None)
-        return skip * x + (out * unit) * answer.float()
+            answer = network((c_in / unit) * x, level, marks, None)
+        denoised: Tensor = skip * x + (out * unit) * answer.float()
+        return denoised
 
-    def _one_hot(self, labels: Any, x: Tensor) -> Tensor | None:
+    def marks(self, labels: Any, n: int) -> Tensor | None:
+        """One-hot labels (n, K) on the device; None without classes, or labels."""
         if self.shares is None or labels is None:
             return None
-        return torch.nn.functional.one_hot(torch.as_tensor(labels, device=x.device), len(self.shares)).float()
+        where = self.algorithm.machine.place
+        return torch.nn.functional.one_hot(torch.as_tensor(labels, device=where), len(self.shares)).float()
 
     def draw_labels(self, n: int, rng: Generator) -> Ints | None:
         """n labels, drawn with the class shares; None without classes."""
@@ -204,8 +223,8 @@ class Edm:
 
     @property
     def gives(self) -> frozenset[str]:
-        """A denoiser of images; class labels where it has classes."""
-        return frozenset({"denoise", "images"}) | (frozenset({"labels"}) if self.classes is not None else frozenset())
+        """A denoiser of images, with parameters; class labels where it has classes."""
+        return frozenset({"denoise", "parameters", "images", *(() if self.classes is None else ("labels",))})
 
     @property
     def needs_real(self) -> frozenset[str]:

@@ -119,7 +119,7 @@ class Neon:
     def gives(self) -> frozenset[str]:
         """What the inner algorithm gives, since the merged model is one of its own, and the pair it was made of."""
         inner: frozenset[str] = getattr(self.algorithm, "gives", frozenset())
-        return inner | {"pair"}
+        return (inner - {"parameters"}) | {"pair"}
 
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> NeonModel:
         """Base, synthetic data, auxiliary; the parameters are merged when the model is first used."""

@@ -96,23 +96,26 @@ class ScoreNet:
         """D(x; sigma) at x (*batch, n, d), array to array, tensor to tensor; labels (n,) or (*batch, n)."""
         if not isinstance(x, Tensor):
             return self.denoise(self.lift(x), sigma, labels).cpu().numpy().astype(float)
-        if sigma == 0:
-            return x
+        return x if sigma == 0 else self.denoised(self.tensors, x, sigma, self.marks(labels, x.shape[-2]))
+
+    def denoised(self, parameters: mlp.Parameters, x: Tensor, sigma: float, marks: Tensor | None) -> Tensor:
+        """D(x; sigma), sigma > 0, under other parameters, as tensors that know their gradients; marks (*batch, n, K)."""
         clean = x.to(self._scale).reshape(-1, *x.shape[-2:]) / self._scale
         s = (sigma / self._scale).expand(-1, clean.shape[1], 1)
         skip, out, c_in = coefficients(self.prediction, s)
-        given = inputs(clean, s, self._one_hot(labels, clean.shape[1]), c_in)
+        given = inputs(clean, s, None if marks is None else marks.reshape(-1, *marks.shape[-2:]), c_in)
         size = max(1, ROWS // len(given))
-        answer = torch.cat([mlp.forward(self.tensors, piece) for piece in torch.split(given, size, dim=1)], dim=1)
-        return (self._scale * (skip * clean + out * answer)).reshape(x.shape).to(x)
+        answer = torch.cat([mlp.forward(parameters, piece) for piece in torch.split(given, size, dim=1)], dim=1)
+        denoised: Tensor = (self._scale * (skip * clean + out * answer)).reshape(x.shape).to(x)
+        return denoised
 
-    def _one_hot(self, labels: Any, n: int) -> Tensor | None:
+    def marks(self, labels: Any, n: int) -> Tensor | None:
+        """One-hot labels (*batch, n, K) as the networks see them, zeros where none are given; None without classes."""
         if self.shares is None:
             return None
         classes = self.shares.shape[-1]
         shape = (*self.batch, n)
-        marks = np.zeros((*shape, classes)) if labels is None else one_hot(np.broadcast_to(labels, shape), classes)
-        return self.lift(marks.reshape(-1, n, classes))
+        return self.lift(np.zeros((*shape, classes)) if labels is None else one_hot(np.broadcast_to(labels, shape), classes))
 
     def draw_labels(self, n: int, rng: Generator) -> Ints | None:
         """n labels a member (*batch, n), drawn with its class shares; None without classes."""
@@ -213,8 +216,8 @@ class ScoreNetFit:
 
     @property
     def gives(self) -> frozenset[str]:
-        """A denoiser; class labels where it has classes."""
-        return frozenset({"denoise"}) | (frozenset({"labels"}) if self.classes is not None else frozenset())
+        """A denoiser with parameters; class labels where it has classes."""
+        return frozenset({"denoise", "parameters"}) | (frozenset({"labels"}) if self.classes is not None else frozenset())
 
     @property
     def needs_real(self) -> frozenset[str]:
