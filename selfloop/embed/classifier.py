@@ -85,7 +85,7 @@ class ClassifierEmbedding:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            net = _network(event, classes, self.width, torch.Generator().manual_seed(self.seed)).to(device)
+            net = network(event, classes, self.width, torch.Generator().manual_seed(self.seed)).to(device)
             expected = {name: tuple(values.shape) for name, values in net.state_dict().items()}
             if saved is None or {name: values.shape for name, values in saved.items()} != expected:
                 self._train(net, real, labels, work)
@@ -119,22 +119,17 @@ class ClassifierEmbedding:
                 work.report(step + 1, steps, loss=loss.item())
 
 
-def _network(event: tuple[int, ...], classes: int, width: int, generator: Any) -> Any:
-    """A convolutional network with parameters drawn by `generator`: He's normal law for weights, zero biases."""
+def network(event: tuple[int, ...], classes: int, width: int, generator: Any) -> Any:
+    """A classifier of images, convolutional, or of vectors, two hidden layers: features (n, width) are its last layer but one.
+
+    Parameters are drawn by `generator`: He's normal law for weights, zero biases.
+    """
     import torch
     from torch import nn
 
-    channels, height, _ = event
-    stride = 2 if height >= 16 else 1
-    sides = [math.ceil(math.ceil(math.ceil(side / stride) / 2) / 2) for side in event[1:]]
-    pooled = [min(side, 4) for side in sides]
     with torch.device("meta"):
         net = nn.Sequential(
-            *(nn.Conv2d(channels, width // 2, 3, stride, padding=1), nn.GroupNorm(8, width // 2), nn.SiLU()),
-            *(nn.Conv2d(width // 2, width, 3, 2, padding=1), nn.GroupNorm(8, width), nn.SiLU()),
-            *(nn.Conv2d(width, width, 3, 2, padding=1), nn.GroupNorm(8, width), nn.SiLU()),
-            *(nn.AdaptiveAvgPool2d(pooled), nn.Flatten(), nn.Linear(width * math.prod(pooled), width), nn.SiLU()),  # type: ignore[arg-type]
-            nn.Linear(width, classes),
+            *(_convolutions(event, width) if len(event) == 3 else _layers(event, width)), nn.Linear(width, classes)
         )
     net = net.to_empty(device="cpu")
     for layer in net:
@@ -145,6 +140,27 @@ def _network(event: tuple[int, ...], classes: int, width: int, generator: Any) -
         if isinstance(layer, nn.Conv2d | nn.Linear | nn.GroupNorm) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
     return net
+
+
+def _convolutions(event: tuple[int, ...], width: int) -> tuple[Any, ...]:
+    from torch import nn
+
+    channels, height, _ = event
+    stride = 2 if height >= 16 else 1
+    sides = [math.ceil(math.ceil(math.ceil(side / stride) / 2) / 2) for side in event[1:]]
+    pooled = [min(side, 4) for side in sides]
+    return (
+        *(nn.Conv2d(channels, width // 2, 3, stride, padding=1), nn.GroupNorm(8, width // 2), nn.SiLU()),
+        *(nn.Conv2d(width // 2, width, 3, 2, padding=1), nn.GroupNorm(8, width), nn.SiLU()),
+        *(nn.Conv2d(width, width, 3, 2, padding=1), nn.GroupNorm(8, width), nn.SiLU()),
+        *(nn.AdaptiveAvgPool2d(pooled), nn.Flatten(), nn.Linear(width * math.prod(pooled), width), nn.SiLU()),  # type: ignore[arg-type]
+    )
+
+
+def _layers(event: tuple[int, ...], width: int) -> tuple[Any, ...]:
+    from torch import nn
+
+    return nn.Flatten(), nn.Linear(math.prod(event), width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
 
 
 def _varied(images: Floats, rng: np.random.Generator) -> Floats:
