@@ -93,14 +93,16 @@ class Clusters:
         rows = np.sort(rng.choice(n, min(n, self.sample * self.k), replace=False))
         with threadpool_limits(1, "blas"):
             runs = [self._trained(space, rows, rng) for _ in range(self.restarts)]
-        centres, _ = min(runs, key=lambda run: run[1])
-        parts = list(in_order(space.nearest(centres), blocks(n, space.block)))
-        labels, distance = (np.concatenate(column) for column in zip(*parts, strict=True))
-        found = Clustering(labels, centres if space.cosine else centres + space.mean, distance)
+        found = space.around(min(runs, key=lambda run: run[1])[0])
         if empty := int((found.sizes == 0).sum()):
             text = f"{empty} of {self.k} clusters are empty: there are fewer groups of different rows; set clusters.k lower"
             warnings.warn(text, stacklevel=2)
         return found
+
+    def around(self, features: Any, centres: Floats) -> Clustering:
+        """The clusters of features (n, d) around given centres (k, d): every row goes to the nearest."""
+        space = _Space(features, self.metric == "cosine", _mean(features))
+        return space.around(unit(centres) if space.cosine else centres - space.mean)
 
     def _trained(self, space: "_Space", rows: Ints, rng: Generator) -> tuple[Floats, float]:
         """Centres (k, d) by Lloyd's iteration on the rows (m,), and their cost."""
@@ -157,8 +159,8 @@ class _Space:
         x = np.asarray(self.features[rows], dtype=np.float32)
         return unit(x) if self.cosine else x - self.mean
 
-    def nearest(self, centres: Floats) -> Callable[[Any], tuple[Ints, Floats]]:
-        """rows -> the nearest centre of each, and the distance to it, computed from the difference."""
+    def around(self, centres: Floats) -> Clustering:
+        """Every row with the nearest of the centres, and the distance to it, computed from the difference."""
         search = self._search(centres)
 
         def of(rows: Any) -> tuple[Ints, Floats]:
@@ -167,7 +169,9 @@ class _Space:
             squares = ((x - centres[labels]) ** 2).sum(axis=1)
             return labels, squares / 2 if self.cosine else np.sqrt(squares)
 
-        return of
+        parts = list(in_order(of, blocks(self.features.shape[0], self.block)))
+        labels, distance = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Clustering(labels, centres if self.cosine else centres + self.mean, distance)
 
     def summed(self, centres: Floats) -> Callable[[Any], tuple[Ints, Floats, Ints, Array, Ints]]:
         """rows -> labels, squared distances, the labels present, and the sum and the number of rows of each."""
