@@ -131,3 +131,24 @@ def interpolate(a: Array, b: Array, t: float) -> Array:
             positive = (a > 0) & (b > 0)
             return np.where(positive, a * np.exp(t * (np.log(b) - np.log(a))), np.nan)
     return exp((1 - t) * log(a) + t * log(b))
+
+
+def toward_sphere(cov: Array, intensity: Array) -> Array:
+    """(1 - a) S + a (tr S / d) I, for a (*batch,) or one a for all."""
+    a, d = np.asarray(intensity)[..., None, None], cov.shape[-1]
+    trace = np.trace(cov, axis1=-2, axis2=-1)[..., None, None]
+    return np.asarray((1 - a) * cov + a * (trace / d) * np.eye(d))
+
+
+def oas(cov: Array, n: Array) -> Array:
+    """The oracle-approximating intensity a (*batch,) of shrinkage toward the sphere, for the covariance of n points.
+
+        a = min(1, ((1 - 2/d) |S|^2 + (tr S)^2) / ((n + 1 - 2/d) (|S|^2 - (tr S)^2 / d)))
+
+    Source: Chen et al. (2010), eq. 23.
+    """
+    d, trace = cov.shape[-1], np.trace(cov, axis1=-2, axis2=-1)
+    square = (cov**2).sum(axis=(-2, -1))
+    top = (1 - 2 / d) * square + trace**2
+    bottom = (n + 1 - 2 / d) * (square - trace**2 / d)
+    return np.where(bottom > 0, np.minimum(top / np.where(bottom > 0, bottom, 1.0), 1.0), 1.0)

@@ -12,11 +12,12 @@ from selfloop import registry
 from selfloop.diffusion.sample import Sampler
 from selfloop.diffusion.train import LearningRate
 from selfloop.diffusion.unet import UNet
+from selfloop.embed import Embedding, embedded
 from selfloop.loop import self_consume
 from selfloop.measure import Measure, Moments
 from selfloop.metrics.track import View
 from selfloop.mix import LOOP_TYPES, Mix
-from selfloop.protocols import Algorithm, BiasedModel, Curator, Model, MomentModel, ScoreModel, Tunable
+from selfloop.protocols import Algorithm, BiasedModel, Curator, Model, MomentModel, Score, ScoreModel, Tunable
 from selfloop.streams import NamedStreams
 
 STEPS = Sampler(kind="heun", steps=12, sigma_max=20.0, sigma_min=0.02)
@@ -41,12 +42,15 @@ SOURCES = {
     "checkerboard": {"cells": 2},
     "spiral": {"arms": 3},
     "two_classes": {"shares": (0.7, 0.3)},
+    "flawed": {"duplicates": 0.2, "copied": 5, "outliers": 0.1},
 }
 
 
 def source_of(kind: str, runs: int):
     """Images have one replicate, without a batch axis."""
     options = {key: value for key, value in SOURCES[kind].items() if key != "kind"}
+    if kind == "flawed":
+        options["source"] = make("sources", "eight_gaussians")
     return make("sources", kind, **options).replicated(1 if kind == "images" else runs, np.random.default_rng(0))
 
 
@@ -367,7 +371,24 @@ def test_trackers_give_a_finite_value_a_replicate_and_touch_no_other_stream(kind
     assert all(np.array_equal(values[name], again[name][:2]) for name in names)
 
 
-CURATORS = {"truncate": {"radius": 1.0}, "reward": {"strength": 0.5, "target": (0.0, 0.0)}}
+def clusters(k: int):
+    return make("curators", "selfloop.curate.cluster:Clusters", k=k)
+
+
+KNN = make("scores", "knn", k=3)
+CURATORS = {
+    "truncate": {"radius": 1.0},
+    "reward": {"strength": 0.5, "target": (0.0, 0.0)},
+    "prune": {"score": KNN, "fraction": 0.3, "keep": "low"},
+    "clusters": {"clusters": clusters(1), "fraction": 0.3, "order": "near"},
+    "hierarchical": {"clusters": clusters(4), "levels": (2,), "fraction": 0.3, "order": "near"},
+    "dedup": {"clusters": clusters(1), "epsilon": 0.3, "survivor": "greedy", "order": "far"},
+    "k_center": {"fraction": 0.3},
+    "herding": {"fraction": 0.3},
+    "d2": {"score": KNN, "fraction": 0.3, "keep": "high"},
+}
+BY_ROW_NUMBER = {"hierarchical"}
+"""Those whose random numbers depend on the order of the rows."""
 
 
 @pytest.mark.parametrize("kind", CURATORS)
@@ -381,6 +402,52 @@ def test_curators_select_rows_in_order_with_weights_and_a_table_over_all_rows(ki
     assert all(column.shape == (3, 50) for column in selection.table.values())
     kept = selection.apply(data)
     np.testing.assert_allclose(kept.weights.sum(axis=-1), 1)
+    if kind in BY_ROW_NUMBER:
+        return
     shuffled = np.random.default_rng(2).permutation(50)
     other = curator(data.subset(shuffled), np.random.default_rng(1)).apply(data.subset(shuffled))
     np.testing.assert_allclose(other.weights, kept.weights[:, shuffled], rtol=1e-9)
+
+
+SCORES = {
+    "gaussian": {"per_class": False},
+    "ppca": {"per_class": False},
+    "knn": {"k": 3},
+    "centre": {"clusters": make("curators", "selfloop.curate.cluster:Clusters", k=3)},
+    "prototypes": {"k": 3},
+    "moderate": {"per_class": False},
+    "random": {},
+}
+
+
+def test_every_registered_score_is_under_contract():
+    assert set(SCORES) == set(registry.KINDS["scores"])
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_scores_are_finite_numbers_one_a_row_and_follow_the_stream_alone(kind):
+    data = source_of("two_classes", 1).take(0, 60, np.random.default_rng(0))
+    data = Measure.uniform(data.points[0], data.labels[0])
+    score = make("scores", kind, **SCORES[kind])
+    assert isinstance(score, Score)
+    one, two = (score(data, np.random.default_rng(1)) for _ in range(2))
+    assert (one.shape, one.dtype) == ((60,), np.float64)
+    assert np.isfinite(one).all()
+    np.testing.assert_array_equal(one, two)
+    assert {"points"} <= score.takes
+
+
+EMBEDDINGS = {"pixels": {}, "classifier": {"steps": 2}, "pca": {"components": 3}}
+OF_FILES = {"inception", "dinov2", "clip", "vae", "module", "file", "cached"}
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_features_of_all_rows_are_those_of_the_fitted_embedding(kind):
+    """Those that need files are in test_embed."""
+    assert {*EMBEDDINGS, *OF_FILES} == set(registry.KINDS["embeddings"])
+    data = source_of("images", 1).train().subset(np.arange(100))
+    embedding = make("embeddings", kind, **EMBEDDINGS[kind])
+    assert isinstance(embedding, Embedding)
+    found = embedded(embedding, data)
+    assert (len(found), found.dtype) == (100, np.float32)
+    np.testing.assert_allclose(embedding.fitted(data)(data.points), found, rtol=1e-4, atol=1e-5)

@@ -111,18 +111,10 @@ class GaussianFit:
         return GaussianModel(Gaussian(moments.mean, self._shrunk(cov, n)), self.sampler)
 
     def _shrunk(self, cov: Array, n: Array) -> Array:
-        d = cov.shape[-1]
         if self.shrinkage == 0:
             return cov
-        trace = np.trace(cov, axis1=-2, axis2=-1)
-        if self.shrinkage == "oas":
-            square = (cov**2).sum(axis=(-2, -1))
-            top = (1 - 2 / d) * square + trace**2
-            bottom = (n + 1 - 2 / d) * (square - trace**2 / d)
-            intensity = np.where(bottom > 0, np.minimum(top / np.where(bottom > 0, bottom, 1.0), 1.0), 1.0)[..., None, None]
-        else:
-            intensity = np.asarray(self.shrinkage)
-        return np.asarray((1 - intensity) * cov + intensity * (trace / d)[..., None, None] * np.eye(d))
+        intensity = covariance.oas(cov, n) if self.shrinkage == "oas" else np.asarray(self.shrinkage)
+        return covariance.toward_sphere(cov, intensity)
 
     def restore(self, state: Mapping[str, Array]) -> GaussianModel:
         """The model of a saved fit, behind this algorithm's sampler."""

@@ -55,6 +55,17 @@ class FeatureMoments:
         self.mean = self.mean + gap * (block / total)
         self.weight, self.squares = total, self.squares + float(w @ w)
 
+    @property
+    def n(self) -> float:
+        """Kish's effective number of features, W^2 / sum_i w_i^2: how many there are, if weights are equal."""
+        return self.weight**2 / self.squares
+
+    def likeliest(self) -> Gaussian:
+        """N(m, (n - 1) S / n), of maximum likelihood. Raises ValueError without a feature of positive weight."""
+        if not self.weight:
+            raise ValueError("a covariance needs features of positive weight, and these have none; leave them out")
+        return Gaussian(np.asarray(self.mean), np.asarray(self.scatter / self.weight))
+
     def law(self) -> Gaussian:
         """N(m, S). Raises ValueError for fewer than two features of positive weight, which have no covariance."""
         left = self.weight - self.squares / self.weight if self.weight else 0.0
