@@ -25,6 +25,10 @@
     class_tv         total variation of these shares to the real ones, or to a target            -
     class_entropy    their entropy                                                               nats
     class_accuracy   share of held-out images whose class the classifier names                   -
+    fd_class.c       fd of the images named c to the real ones of class c; NaN for fewer than 2  squared, of the features
+    fd_class_floor.c fd of held-out images of class c to these                                   squared, of the features
+    fd_class_mean    mean of fd_class.c over the classes that have one                           squared, of the features
+    fd_class_worst   the largest of them                                                         squared, of the features
 
 FD grows as n falls, by about c / n: fd_floor has as many images as there are real ones left, at most n; compare it with fd if
 these are n, else with fd_equal. KID has no such bias. Precision, recall, density, coverage and vendi take as many of the
@@ -53,7 +57,7 @@ from selfloop.metrics.neighbours import Manifold, manifold, novelty, precision_r
 from selfloop.metrics.track import Tracker, View, entropy
 from selfloop.protocols import Work
 
-MetricName = Literal["fd", "kid", "precision", "recall", "density", "coverage", "novelty", "vendi", "classes"]
+MetricName = Literal["fd", "kid", "precision", "recall", "density", "coverage", "novelty", "vendi", "classes", "class_fd"]
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 PARTS = ("train", "held_out")
 SETS = {"single": 1, "edm": 3, "honest": 2}
@@ -68,7 +72,8 @@ PAIRS = 10**10
 class ImageQuality(Tracker):
     """The metrics of the table, of n images of the model.
 
-    metrics     which; all that apply if not said: `classes` if the features classify, `novelty` up to 10^10 pairs of images
+    metrics     which; all that apply if not said, but class_fd: `classes` if the features classify, `novelty` up to 10^10
+                pairs of images
     k           neighbours that make a manifold, for precision, recall, density and coverage
     reference   `train` or `held_out` real images; or an .npz with mu and sigma ($VARIABLE is replaced), for fd alone (the
                 others take `train`)
@@ -89,9 +94,9 @@ class ImageQuality(Tracker):
         asked, file = self.metrics or (), self.reference not in PARTS
         if file and not self.reference.startswith("$") and not self.reference.endswith(".npz"):
             raise ValueError(f"reference must be train, held_out or an .npz file with mu and sigma, got {self.reference!r}")
-        if "classes" in asked and not _classifies(self.features):
+        if set(asked) & {"classes", "class_fd"} and not _classifies(self.features):
             raise ValueError(
-                "classes need features that name a class: use features: classifier, or leave classes out of metrics"
+                "classes and class_fd need features that name a class: use features: classifier, or leave them out of metrics"
             )
         if self.protocol != "single" and asked and "fd" not in asked:
             raise ValueError(f"protocol {self.protocol} compares FD: add fd to metrics, or set protocol: single")
@@ -104,7 +109,7 @@ class ImageQuality(Tracker):
     def headline(self) -> str:
         """The metric that stands for all."""
         if self.metrics is not None and "fd" not in self.metrics:
-            return "class_tv" if self.metrics[0] == "classes" else self.metrics[0]
+            return {"classes": "class_tv", "class_fd": "fd_class_mean"}.get(self.metrics[0], self.metrics[0])
         return {"single": "fd", "edm": "fd_min3", "honest": "fd_report"}[self.protocol]
 
     @property
@@ -133,8 +138,12 @@ class ImageQuality(Tracker):
         if "fd" in wanted:
             out |= self._frechet(real, [moments(features) for features, _ in sets], fake)
         out |= self._others(real, fake, wanted)
-        if classes is not None:
+        if classes is not None and "classes" in wanted:
             out |= self._classes(real, classes)
+        if classes is not None and "class_fd" in wanted:
+            found = [_frechet_or_nan(fake[classes == c], law) for c, law in enumerate(real.class_laws)]
+            out |= {f"fd_class.{c}": value for c, value in enumerate(found)} | real.fd_class_floors
+            out |= {"fd_class_mean": np.nanmean(found), "fd_class_worst": np.nanmax(found)}
         return {name: np.asarray(value, dtype=float) for name, value in out.items()}
 
     @property
@@ -145,7 +154,7 @@ class ImageQuality(Tracker):
     def _wanted(self, real: "_Real") -> set[str]:
         if self.metrics is not None:
             return set(self.metrics)
-        left_out = set() if _classifies(self.features) else {"classes"}
+        left_out = {"class_fd"} if _classifies(self.features) else {"classes", "class_fd"}
         return set(get_args(MetricName)) - left_out - ({"novelty"} if self.n * real.source.rows > PAIRS else set())
 
     def _features(self, view: View, real: "_Real", number: int, wanted: set[str]) -> tuple[Floats, Ints | None]:
@@ -155,7 +164,7 @@ class ImageQuality(Tracker):
             raise ValueError(f"image_quality takes one replicate at a time, got a batch {drawn.batch}; set chunk: 1")
         features: Any = real.features
         classes = None
-        if "classes" in wanted and number == self._reported:
+        if wanted & {"classes", "class_fd"} and number == self._reported:
             classes = np.concatenate([features.classify(drawn.points[rows]) for rows in blocks(drawn.n, ROWS)])
         return embedded_by(features, drawn), classes
 
@@ -323,6 +332,25 @@ class _Real:
         return novelty(train=self.train, fake=held)
 
     @cached_property
+    def class_laws(self) -> list[Gaussian]:
+        """Mean and covariance of the features of each class of the reference, by its labels."""
+        of_class = self._by_class(self.parts[0])
+        if few := [c for c, features in enumerate(of_class) if len(features) < 2]:
+            raise ValueError(f"class_fd needs 2 images or more of each class, and class {few[0]} has fewer; leave it out")
+        return [moments(features) for features in of_class]
+
+    @cached_property
+    def fd_class_floors(self) -> dict[str, float]:
+        pairs = zip(self._by_class(self.parts[1]), self.class_laws, strict=True)
+        return {f"fd_class_floor.{c}": _frechet_or_nan(features, law) for c, (features, law) in enumerate(pairs)}
+
+    def _by_class(self, images: Measure) -> list[Floats]:
+        if images.labels is None:
+            raise ValueError("class_fd needs labelled images, and these have no labels; leave it out of metrics")
+        features = embedded_by(self.features, images)
+        return [features[images.labels == c] for c in range(self.source.classes)]
+
+    @cached_property
     def shares(self) -> Array:
         """The target, or the shares of the classes in the reference."""
         labels = self.parts[0].labels
@@ -344,6 +372,11 @@ class _Real:
 def _once(thing: Any) -> Any:
     """The first of equal things, with all that it has made."""
     return thing
+
+
+def _frechet_or_nan(features: Floats, law: Gaussian) -> float:
+    """FD to a law; NaN for fewer than 2 images, which have no covariance."""
+    return frechet(moments(features), law) if len(features) > 1 else np.nan
 
 
 def _check_target(target: tuple[float, ...], classes: int) -> None:
