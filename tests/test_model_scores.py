@@ -409,6 +409,8 @@ def test_a_score_that_was_killed_goes_on_and_ends_where_it_would_have_ended(scor
     found = score(data, rng(3), FolderWork(tmp_path, every=0, tell=lambda names, done, total, **_: told.append((names, done))))
     assert told[before:]
     assert told[before:] != told[: len(told) - before]
+    blocks = [one for one in told if one[0] in (("losses",), ("gradients",))]
+    assert len(blocks) == len(set(blocks))  # none is computed twice
     np.testing.assert_array_equal(found, score(data, rng(3)))
 
 
