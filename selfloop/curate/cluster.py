@@ -15,12 +15,14 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.random import Generator
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from selfloop.component import Count, component
 from selfloop.embed import Embedding, Floats, PixelEmbedding, blocks, embedded, sound
@@ -91,7 +93,7 @@ class Clusters:
         sound("k-means", 1, features=features)
         space = _Space(features, self.metric == "cosine", _mean(features))
         rows = np.sort(rng.choice(n, min(n, self.sample * self.k), replace=False))
-        with threadpool_limits(1, "blas"):
+        with one_thread():
             runs = [self._trained(space, rows, rng) for _ in range(self.restarts)]
         found = space.around(min(runs, key=lambda run: run[1])[0])
         if empty := int((found.sizes == 0).sum()):
@@ -221,6 +223,17 @@ def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """While it lasts matrix products take one thread each, so that their bits do not depend on the number of cores."""
+    limits: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
+    return limits
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def faiss() -> Any:

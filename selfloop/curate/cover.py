@@ -19,11 +19,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.random import Generator
-from threadpoolctl import threadpool_limits
 
 from selfloop.component import Count, Positive, component
 from selfloop.curate.budget import Share, kept, proportional
-from selfloop.curate.cluster import Clusters
+from selfloop.curate.cluster import Clusters, one_thread
 from selfloop.curate.groups import Within, check_within, decided, grouped
 from selfloop.curate.members import OneByOne
 from selfloop.embed import Embedding, Floats, PixelEmbedding, blocks, embedded, sound
@@ -57,7 +56,7 @@ class KCenter(OneByOne):
         """The rows of one data set that stay. Raises ValueError for features that are not finite."""
         (features,) = sound("k-center", 1, features=embedded(self.features, data, work and work.at("features")))
         groups = grouped(data, self.within, self.clusters, rng, work)
-        with threadpool_limits(1, "blas"):
+        with one_thread():
             index = groups.picked(
                 proportional(groups.sizes, kept(data.n, self.fraction)), lambda rows, m: farthest_first(features[rows], m)
             )
@@ -140,7 +139,7 @@ class Herding(OneByOne):
             x = np.asarray(features[rows], dtype=np.float32)
             return herded(x if self.kernel == "linear" else self._waves(x, rng), m)
 
-        with threadpool_limits(1, "blas"):
+        with one_thread():
             index = groups.picked(proportional(groups.sizes, kept(data.n, self.fraction)), pick)
         return decided(data, index, "not needed for the mean", **groups.columns)
 

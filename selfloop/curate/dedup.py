@@ -23,10 +23,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from threadpoolctl import threadpool_limits
 
 from selfloop.component import Positive, component
-from selfloop.curate.cluster import Clusters, in_order, unit
+from selfloop.curate.cluster import Clusters, in_order, one_thread, unit
 from selfloop.curate.direction import sane
 from selfloop.curate.groups import decided
 from selfloop.curate.members import OneByOne
@@ -36,6 +35,8 @@ from selfloop.protocols import Score, Work
 
 BLOCK = 1024
 """Rows that are compared with as many others at a time: 4 MB of distances."""
+ROUNDING = 5e-7
+"""Of a squared distance by a product of matrices in float32, a dimension's share of the squared lengths."""
 
 
 @component
@@ -78,7 +79,7 @@ class Dedup(OneByOne):
             stays = survivors((unit(x) if cosine else x) - found.centres[found.labels[rows[0]]], limit)
             return np.asarray(rows[stays])
 
-        with threadpool_limits(1, "blas"):
+        with one_thread():
             index = np.sort(np.concatenate(list(in_order(kept, clusters))))
         return decided(data, index, "near duplicate", **columns)
 
@@ -124,9 +125,16 @@ SURVIVORS = {"first": first, "greedy": greedy, "group": group}
 
 
 def _similar(x: Floats, rows: Any, others: Any, limit: float) -> NDArray[np.bool_]:
+    """Whether squared distances are below the limit: by a product of matrices, and where it rounds too much by differences."""
     a, b = x[rows], x[others]
-    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)
-    return np.asarray(squares < limit)
+    lengths = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)
+    squares = lengths - 2 * (a @ b.T)
+    near: NDArray[np.bool_] = squares < limit
+    i, j = np.nonzero(np.abs(squares - limit) < ROUNDING * np.sqrt(x.shape[1]) * lengths)
+    for part in blocks(len(i), max(2**22 // x.shape[1], 1)):
+        gaps = a[i[part]] - b[j[part]]
+        near[i[part], j[part]] = np.einsum("pd,pd->p", gaps, gaps, dtype=np.float64) < limit
+    return near
 
 
 def _similar_before(x: Floats, before: Ints, rows: slice, limit: float) -> NDArray[np.bool_]:
