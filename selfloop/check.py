@@ -1,10 +1,11 @@
 """What single fields of a configuration cannot know: parts that do not fit one another, found before anything runs."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from selfloop.experiment import Experiment
-from selfloop.protocols import GIVES, Tunable
+from selfloop.protocols import GIVES, Algorithm, Tunable
 from selfloop.reading import Fault, Path_
 from selfloop.registry import kind_of, registered, target
 
@@ -18,6 +19,8 @@ def check(experiment: Experiment) -> list[Fault]:
         *_check_nesting(experiment),
         *_check_real(experiment),
         *_check_images(experiment),
+        *check_curators(experiment.real, _curators(experiment)),
+        *_check_labels(experiment),
         *_check_trackers(experiment),
         *(_check_statistics(experiment) if experiment.statistics else ()),
         *_check_mix(experiment),
@@ -43,21 +46,60 @@ def _check_nesting(experiment: Experiment) -> Iterator[Fault]:
             for name in _lacks(inner, getattr(thing, "needs", frozenset())):
                 text = f"{kind_of(thing)} needs {GIVES[name]}, and {kind_of(inner)} gives none; use another kind"
                 yield Fault((*path, place), text)
+            if _tunes(thing, place) and not getattr(inner, "tunable", True):
+                text = f"{kind_of(thing)} tunes what it is given, and what {kind_of(inner)} holds cannot be tuned"
+                yield Fault((*path, place, "algorithm"), f"{text}; use another kind")
+
+
+def _tunes(thing: Any, place: str) -> bool:
+    """Whether a field says that it takes what can be tuned."""
+    fields = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ()
+    return any(field.name == place and field.type is Tunable for field in fields)
 
 
 def _algorithms(experiment: Experiment) -> Iterator[tuple[Any, Path_]]:
-    """Every algorithm that is fitted to real data, inner ones too, from the outside in."""
+    """Every algorithm that is fitted, inner ones and those of curators too, from the outside in."""
     pollution = experiment.mix.pollution
     yield from _inside(experiment.algorithm, ("algorithm",))
     yield from _inside(pollution and pollution.algorithm, ("mix", "pollution", "algorithm"))
+    for number, curator in enumerate(experiment.mix.curators):
+        yield from _surrogates(curator, ("mix", "curators", number))
 
 
 def _inside(thing: Any, path: Path_) -> Iterator[tuple[Any, Path_]]:
-    """An algorithm and those that it wraps."""
+    """An algorithm, those that it wraps, and those by which its curators judge."""
     if thing is not None:
         yield thing, path
         for name in WRAPPED:
             yield from _inside(getattr(thing, name, None), (*path, name))
+        for number, curator in enumerate(getattr(thing, "curators", ())):
+            yield from _surrogates(curator, (*path, "curators", number))
+
+
+def _surrogates(curator: Any, path: Path_) -> Iterator[tuple[Any, Path_]]:
+    for part, place in _parts(curator, path):
+        if isinstance(part, Algorithm):
+            yield from _inside(part, place)
+
+
+def _parts(thing: Any, path: Path_) -> Iterator[tuple[Any, Path_]]:
+    """A component and those in its fields, from the outside in; an algorithm is not looked into."""
+    yield thing, path
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, Algorithm):
+        for field in dataclasses.fields(thing):
+            value = getattr(thing, field.name, None)
+            several = isinstance(value, tuple)
+            for number, part in enumerate(value if isinstance(value, tuple) else (value,)):
+                if dataclasses.is_dataclass(part) or isinstance(part, Algorithm):
+                    yield from _parts(part, (*path, field.name, *((number,) if several else ())))
+
+
+def _curators(experiment: Experiment) -> Iterator[tuple[Any, Path_]]:
+    """Every curator, of what a generation hands on and of what an algorithm is fitted to."""
+    places = [(experiment.mix, ("mix",)), *_algorithms(experiment)]
+    for thing, path in places:
+        for number, curator in enumerate(getattr(thing, "curators", ())):
+            yield curator, (*path, "curators", number)
 
 
 def _check_real(experiment: Experiment) -> Iterator[Fault]:
@@ -78,11 +120,43 @@ def _check_images(experiment: Experiment) -> Iterator[Fault]:
     for thing, path in _algorithms(experiment):
         if not hasattr(thing, "algorithm") and _lacks(thing, frozenset({"images"})):
             yield Fault(path, f"{kind_of(thing)} {instead}; use edm")
-    parts: list[tuple[Any, Path_]] = [(tracker, ("track", name)) for name, tracker in experiment.track.items()]
-    parts += [(curator, ("mix", "curators", number)) for number, curator in enumerate(experiment.mix.curators)]
-    for thing, path in parts:
-        if target(thing) in registered() and "images" not in getattr(thing, "needs_source", frozenset()):
-            yield Fault(path, f"{kind_of(thing)} {instead}; remove it")
+    for name, tracker in experiment.track.items():
+        if target(tracker) in registered() and "images" not in getattr(tracker, "needs_source", frozenset()):
+            yield Fault(("track", name), f"{kind_of(tracker)} {instead}; remove it")
+
+
+def check_curators(real: Any, curators: Iterable[tuple[Any, Path_]]) -> Iterator[Fault]:
+    """Curators, and what is in them, that do not fit the data; of a stranger's class that is not known.
+
+    A class variable `takes` says what data it takes, points, images or both; points if nothing is said.
+    """
+    gives: frozenset[str] = getattr(real, "gives", frozenset())
+    d = getattr(real, "d", None)
+    what = "images" if "images" in gives else "points"
+    for curator, path in curators:
+        for thing, place in _parts(curator, path):
+            known = target(thing) in registered() and (thing is curator or hasattr(thing, "takes"))
+            if known and what not in getattr(thing, "takes", frozenset({"points"})):
+                fault = "is for vectors" if what == "images" else "looks at images"
+                data = f"the real data ({kind_of(real)}) is {'images' if what == 'images' else 'vectors'}"
+                yield Fault(place, f"{kind_of(thing)} {fault}, and {data}; remove it")
+            for need in sorted(getattr(thing, "needs_real", frozenset()) - gives) if not isinstance(thing, Algorithm) else ():
+                text = f"needs real data with {GIVES[need]}, and {kind_of(real)} has none; use another source, or curator"
+                yield Fault(place, text)
+        judged = getattr(curator, "d", d)
+        if d is not None and judged != d:
+            text = f"judges points of dimension {judged}, and the real data ({kind_of(real)}) has dimension {d}"
+            yield Fault(path, f"{text}; change one of them")
+
+
+def _check_labels(experiment: Experiment) -> Iterator[Fault]:
+    """Curators by class see samples too: those that a generation hands on, and all later training data."""
+    for curator, path in _curators(experiment):
+        shown = path[:2] == ("mix", "curators") or (path[0] == "algorithm" and experiment.generations > 1)
+        for thing, place in _parts(curator, path) if shown and _lacks(experiment.algorithm, frozenset({"labels"})) else ():
+            if "labels" in getattr(thing, "needs_real", frozenset()) and not isinstance(thing, Algorithm):
+                text = f"needs class labels, and samples of {kind_of(experiment.algorithm)} have none"
+                yield Fault(place, f"{text}; use another algorithm, or another curator")
 
 
 def _check_trackers(experiment: Experiment) -> Iterator[Fault]:
@@ -128,6 +202,8 @@ def _check_mix(experiment: Experiment) -> Iterator[Fault]:
         yield Fault(("algorithm", "omega"), text)
     if mix.warm is not None and not isinstance(algorithm, Tunable):
         yield Fault(("mix", "warm"), f"fine-tunes the last model, and {kind_of(algorithm)} cannot be tuned; remove it")
+    elif mix.warm is not None and hasattr(algorithm, "curators"):
+        yield Fault(("mix", "warm"), f"tunes on data that {kind_of(algorithm)} leaves as they are; remove it, or curate by mix")
     largest = getattr(algorithm, "largest_budget", None)
     if mix.warm is not None and largest is not None and mix.warm > largest:
         yield Fault(("mix", "warm"), f"must be <= {largest:g}, the whole way to the new fit; got {mix.warm:g}")
@@ -145,11 +221,6 @@ def _check_sizes(experiment: Experiment) -> Iterator[Fault]:
         given = "n_synthetic" if mix.n_synthetic else "ratio" if mix.ratio else "fraction"
         text = f"must be n_real = {mix.real_size(1)}: a fixed design gives every generation the rows of the first; got"
         yield Fault(("mix", given), f"{text} {sorted(sizes_later)}, or set algorithm.design to fresh")
-    for number, curator in enumerate(mix.curators):
-        judged = getattr(curator, "d", d)
-        if d is not None and judged != d:
-            text = f"judges points of dimension {judged}, and the real data ({kind_of(experiment.real)}) has dimension {d}"
-            yield Fault(("mix", "curators", number), f"{text}; change one of them")
     least = _least_points(experiment.algorithm)
     if least is None or d is None:
         return

@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,8 @@ from selfloop.madness import Madness
 from selfloop.mix import Mix
 from selfloop.protocols import Tunable
 from selfloop.reading import ConfigError, Fault, Path_, Source, at_path, dotted, put, section, shown
+
+T = typing.TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,16 @@ def load(source: Source) -> list[Point]:
     if faults:
         raise ConfigError(faults, source)
     return points
+
+
+def loaded(cls: type[T], source: Source, check: Callable[[T], Iterable[Fault]]) -> T:
+    """A component whose fields are the sections of a file, checked as a whole. Raises ConfigError with every fault."""
+    faults = list(source.faults)
+    made = _build(cls, source.tree, (), faults, also=("quick",))
+    faults += check(made) if made is not None else ()
+    if faults:
+        raise ConfigError(faults, source)
+    return typing.cast(T, made)
 
 
 def _spread(source: Source) -> tuple[list[Point], list[Fault]]:

@@ -1,7 +1,7 @@
 """Pictures of samples: grids of small images in one PNG."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ def grid(points: Any, columns: int, gap: int = 1) -> NDArray[np.uint8]:
     return out
 
 
-def save_png(path: Path, picture: NDArray[np.uint8], enlarged: int = 1) -> None:
+def save_png(path: Path | IO[bytes], picture: NDArray[np.uint8], enlarged: int = 1) -> None:
     """A picture (H, W, 1 or 3) as a PNG, each pixel a square of `enlarged` pixels. Needs Pillow."""
     from PIL import Image
 

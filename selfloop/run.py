@@ -91,7 +91,8 @@ def _fail(message: str, code: int = 2) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _stop(*_: Any) -> NoReturn:
+def stop(*_: Any) -> NoReturn:
+    """What a signal to end does: as Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -229,5 +230,5 @@ def duration(seconds: float | None) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)  # what a cluster sends before it kills
+    signal.signal(signal.SIGTERM, stop)  # what a cluster sends before it kills
     app()
