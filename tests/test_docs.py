@@ -23,10 +23,11 @@ from typer.testing import CliRunner
 
 from selfloop import theory
 from selfloop.config import load
+from selfloop.curate import tool
 from selfloop.diffusion.sample import Sampler
 from selfloop.experiment import Experiment, Sweep
 from selfloop.madness import NORMALISATIONS, Madness
-from selfloop.metrics import images, track
+from selfloop.metrics import images, nearest, track
 from selfloop.mix import LOOP_TYPES, Mix
 from selfloop.reading import read
 from selfloop.registry import KINDS, resolve
@@ -126,6 +127,9 @@ def check(words, monkeypatch):
     match words:
         case ["python", "-m", "selfloop.run", *rest]:
             run(rest)
+        case ["selfloop", "curate", *rest] | ["python", "-m", "selfloop.curate", *rest]:
+            done = CliRunner().invoke(tool.app, rest)
+            assert done.exit_code == 0, done.output
         case ["python", "-m", "figures", *rest]:
             draw(rest, monkeypatch)
         case ["make", target]:
@@ -165,8 +169,9 @@ def test_what_a_page_says_to_do_can_be_done_from_top_to_bottom(page, here, monke
         elif language == "yaml":
             if title(text, "yaml"):
                 Path(title(text, "yaml")).write_text(text)
-            Path("whole.yaml").write_text(yaml.safe_dump({**yaml.safe_load(BASE), **yaml.safe_load(text)}))
-            assert load(read(Path("whole.yaml")))
+            tree, of_data = yaml.safe_load(text), "data" in yaml.safe_load(text)
+            Path("whole.yaml").write_text(yaml.safe_dump(tree if of_data else {**yaml.safe_load(BASE), **tree}))
+            assert (tool.load if of_data else load)(read(Path("whole.yaml")))
         elif language == "console":
             for words in commands(text):
                 check(words, monkeypatch)
@@ -213,7 +218,7 @@ def table_of_metrics(module):
 
 
 def test_the_tables_of_metrics_are_those_of_the_code():
-    code = table_of_metrics(track) + table_of_metrics(images)
+    code = table_of_metrics(track) + table_of_metrics(nearest) + table_of_metrics(images)
     page = re.findall(r"^\| `(\S+)` \| (.*) \| (.*) \|$", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
     assert [[re.sub(r"\\([|*])", r"\1", cell) for cell in row] for row in page] == code
 
@@ -231,7 +236,8 @@ def test_every_option_is_documented():
 
 
 def test_every_option_of_the_command_line_is_documented():
-    names = {name for parameter in typer.main.get_command(app).params for name in parameter.opts if name.startswith("--")}
+    parameters = [parameter for one in (app, tool.app) for parameter in typer.main.get_command(one).params]
+    names = {name for parameter in parameters for name in parameter.opts if name.startswith("--")}
     assert [name for name in sorted(names - {"--help"}) if name not in TEXT] == []
 
 
