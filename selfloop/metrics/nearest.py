@@ -6,8 +6,8 @@
     copied           share of samples within `radius` of one of these rows                       -
     copied_real      the same of fresh draws                                                     -
 
-The rows are those that were trained on, flaws and duplicates included. A row that was repeated draws samples to itself: `nearest`
-falls below `nearest_real`, and `copied` rises above `copied_real`.
+The rows are those that were trained on, flaws and duplicates included. A row that was repeated draws samples to itself:
+`nearest` falls below `nearest_real`, and `copied` rises above `copied_real`.
 Source: Briq et al. (2024), arXiv 2411.12523, for the mean distance to the nearest training sample as novelty.
 """
 
