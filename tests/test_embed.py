@@ -142,7 +142,7 @@ def test_rows_of_no_weight_teach_nothing() -> None:
     ],
 )
 def test_a_classifier_is_small_whatever_the_size_of_the_images(event: tuple[int, ...], least: int, most: int) -> None:
-    net = classifier._network(event, 10, 64, torch.Generator().manual_seed(0))
+    net = classifier.network(event, 10, 64, torch.Generator().manual_seed(0))
     assert least < sum(parameter.numel() for parameter in net.parameters()) < most
     assert net[:-1](torch.zeros(2, *event)).shape == (2, 64)
     assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
