@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from selfloop import registry
+from selfloop.curate.subset import Subset
 from selfloop.diffusion.sample import Sampler
 from selfloop.diffusion.train import LearningRate
 from selfloop.diffusion.unet import UNet
 from selfloop.embed import Embedding, embedded
 from selfloop.loop import self_consume
-from selfloop.measure import Measure, Moments
+from selfloop.measure import Measure, Moments, Selection
 from selfloop.metrics.track import View
 from selfloop.mix import LOOP_TYPES, Mix
 from selfloop.protocols import Algorithm, BiasedModel, Curator, Model, MomentModel, Score, ScoreModel, Tunable
@@ -74,6 +75,9 @@ def score_net(**options):
     return make("algorithms", "score_net", width=8, layers=1, batch=16, budget=0.0008, sampler=STEPS, **options)
 
 
+BALANCED = make(
+    "curators", "balance", clusters=make("curators", "selfloop.curate.cluster:Clusters", k=3), fraction=0.5, how="undersample"
+)
 ALGORITHMS = {
     "gaussian": [(gaussian(), "gaussian"), (gaussian(sampler=STEPS, estimator="unbiased", shrinkage="oas"), "gaussian")],
     "mixture": [(make("algorithms", "mixture", components=2, sampler=s), "mixture") for s in (Sampler(), STEPS)],
@@ -133,6 +137,22 @@ ALGORITHMS = {
             (gaussian(sampler=STEPS), gaussian(sampler=STEPS, estimator="unbiased"), "gaussian"),
             (edm(), edm(average=0.2), "images"),
         )
+    ],
+    "curated": [
+        (
+            make(
+                "algorithms",
+                "curated",
+                algorithm=gaussian(sampler=STEPS),
+                curators=(
+                    make("curators", "truncate", radius=1.2),
+                    make("curators", "reward", strength=0.1, target=(0.0, 0.0)),
+                ),
+            ),
+            "gaussian",
+        ),
+        (make("algorithms", "curated", algorithm=score_net(), curators=(BALANCED,), epochs="equal"), "mixture"),
+        (make("algorithms", "curated", algorithm=edm(), curators=(BALANCED,)), "images"),
     ],
     "control": [
         (
@@ -344,6 +364,7 @@ TRACKERS = {
         "digits",
         {"class_tv", "class_entropy", *(f"class_{name}.{c}" for name in ("share", "w2_moments") for c in range(10))},
     ),
+    "nearest": ("gaussian", {"nearest", "nearest_real", "copied", "copied_real"}),
 }
 FITTED_BY = {
     "gaussian": gaussian(sampler=STEPS),
@@ -363,7 +384,7 @@ def test_trackers_give_a_finite_value_a_replicate_and_touch_no_other_stream(kind
     mix = Mix(kind="augment", n_real=200)
     real = mix.first(supply, streams)
     generation = next(iter(self_consume(supply, real, FITTED_BY.get(kind, FITTED_BY[source]), mix, 1, streams)))
-    tracker = make("trackers", kind, **({"n_train": 500} if kind == "class_shares" else {}))
+    tracker = make("trackers", kind, **{"class_shares": {"n_train": 500}, "nearest": {"n_train": 200}}.get(kind, {}))
     values = tracker(View(generation, supply, streams, 2))
     assert set(values) == names
     assert all(np.shape(value) == (2,) and np.isfinite(value).all() for value in values.values())
@@ -375,27 +396,43 @@ def clusters(k: int):
     return make("curators", "selfloop.curate.cluster:Clusters", k=k)
 
 
-KNN = make("scores", "knn", k=3)
+DENSITY = make("scores", "gaussian", per_class=False)
 CURATORS = {
     "truncate": {"radius": 1.0},
     "reward": {"strength": 0.5, "target": (0.0, 0.0)},
-    "prune": {"score": KNN, "fraction": 0.3, "keep": "low"},
+    "balance": {"clusters": clusters(1), "how": "weights"},
+    "file": {},
+    "prune": {"score": DENSITY, "fraction": 0.3, "keep": "low"},
     "clusters": {"clusters": clusters(1), "fraction": 0.3, "order": "near"},
     "hierarchical": {"clusters": clusters(4), "levels": (2,), "fraction": 0.3, "order": "near"},
     "dedup": {"clusters": clusters(1), "epsilon": 0.3, "survivor": "greedy", "order": "far"},
     "k_center": {"fraction": 0.3},
     "herding": {"fraction": 0.3},
-    "d2": {"score": KNN, "fraction": 0.3, "keep": "high"},
+    "d2": {"score": DENSITY, "fraction": 0.3, "keep": "high"},
+    "dro": {"reference": gaussian(), "proxy": gaussian(), "clusters": clusters(1), "budget": 0.5, "rounds": 2},
+    "group_dro": {"proxy": gaussian(), "clusters": clusters(1), "budget": 0.5, "rounds": 2},
+    "inverse_frequency": {"clusters": clusters(1)},
 }
+
+
+def subset_file(folder, data: Measure) -> str:
+    """A file that keeps two rows in three of all members."""
+    rows = Measure.uniform(np.concatenate(list(data.points)), batch=0)
+    index = np.flatnonzero(np.arange(rows.n) % 3)
+    Subset.made(rows, Selection(index, 1.0 + index, {}), {}).write(folder / "subset.parquet")
+    return str(folder / "subset.parquet")
+
+
 BY_ROW_NUMBER = {"hierarchical"}
 """Those whose random numbers depend on the order of the rows."""
 
 
 @pytest.mark.parametrize("kind", CURATORS)
-def test_curators_select_rows_in_order_with_weights_and_a_table_over_all_rows(kind):
+def test_curators_select_rows_in_order_with_weights_and_a_table_over_all_rows(kind, tmp_path):
     assert set(CURATORS) == set(registry.KINDS["curators"])
     data = source_of("gaussian", 3).take(0, 50, np.random.default_rng(0))
-    curator = make("curators", kind, **CURATORS[kind])
+    options = CURATORS[kind] if kind != "file" else {"path": subset_file(tmp_path, data)}
+    curator = make("curators", kind, **options)
     assert isinstance(curator, Curator)
     selection = curator(data, np.random.default_rng(1))
     assert np.array_equal(selection.index, np.unique(selection.index))
@@ -417,6 +454,12 @@ SCORES = {
     "prototypes": {"k": 3},
     "moderate": {"per_class": False},
     "random": {},
+    "denoising_loss": {"algorithm": gaussian()},
+    "denoising_gradient": {"algorithm": score_net(), "levels": 2},
+    "moso": {"algorithm": score_net(), "budget": 0.0008, "checkpoints": 2, "levels": 2},
+    "forgetting": {"runs": 1, "epochs": 3},
+    "el2n": {"runs": 1, "epochs": 1},
+    "grand": {"runs": 1, "epochs": 1},
 }
 
 

@@ -23,7 +23,7 @@ from selfloop import ranks
 from selfloop.component import component
 from selfloop.curate import chain
 from selfloop.curate.subset import FILE, Subset
-from selfloop.measure import Array, Data, Measure, Selection
+from selfloop.measure import Array, Data, Measure, Selection, finite
 from selfloop.protocols import Algorithm, Curator, Model, Tunable, Work
 
 
@@ -111,10 +111,11 @@ class Curated:
         return self._inner.interpolate(a, b, t)  # type: ignore[no-any-return]
 
     def _spending(self, kept: Measure, data: Measure) -> Algorithm:
-        """The inner algorithm, with the budget that `epochs` says; of a batch by the mean share of rows that stay."""
-        if self.epochs == "more":
+        """The inner algorithm, with the budget that `epochs` says; of a batch by the mean share of finite members."""
+        sound = finite(data)
+        if self.epochs == "more" or not sound.any():
             return self.algorithm
-        share = float(np.sum(kept.weights > 0) / np.sum(data.weights > 0))
+        share = float(np.mean((np.sum(kept.weights > 0, axis=-1) / np.sum(data.weights > 0, axis=-1))[sound]))
         spent = self._inner.budget * max(share, 1 / self._inner.steps(self._inner.budget))
         return dataclasses.replace(self._inner, budget=spent)  # type: ignore[no-any-return]
 
