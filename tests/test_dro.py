@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from selfloop.algorithms.categorical import CategoricalFit
+from selfloop.algorithms.edm import Edm
 from selfloop.algorithms.gaussian import GaussianFit
 from selfloop.algorithms.score_net import ScoreNetFit
 from selfloop.component import component
@@ -21,7 +22,9 @@ from selfloop.curate.dro import Dro, GroupDro, ascended, effective_classes
 from selfloop.curate.weigh import InverseFrequency
 from selfloop.diffusion import rowwise
 from selfloop.diffusion.ensemble import Points
-from selfloop.measure import Measure
+from selfloop.diffusion.train import LearningRate
+from selfloop.diffusion.unet import UNet
+from selfloop.measure import Measure, Rows
 from selfloop.protocols import Curator, Tunable
 from selfloop.work import FolderWork
 
@@ -198,6 +201,15 @@ def test_a_proxy_that_equals_the_reference_leaves_the_weights_uniform_to_the_bit
     assert (np.ptp(trajectory["alpha"], axis=1) == 0).all()
 
 
+def test_under_noise_of_their_own_equal_models_would_have_excess_loss(judges=20):
+    """Means of 20 pairs of judges, clipped: above 0 by more than 4 standard errors, which is what shared noise is for."""
+    data, probe = classes(), Dro(reference=NET, proxy=NET, budget=0.00016, levels=2, draws=1)
+    model = GaussianFit().fit(data, rng())
+    pairs = [[dro._Judge.of(probe, data, data.labels, rng([k, seed])).means(model) for k in range(2)] for seed in range(judges)]
+    excess = np.array([np.maximum(dro.in_units(one - two, two), 0).mean() for one, two in pairs])
+    assert excess.mean() > 4 * excess.std() / np.sqrt(judges)
+
+
 def test_losses_are_the_same_for_every_round_and_their_class_means_those_of_the_rows():
     """The judge takes at most `rows` of a class, under the weights of the data."""
     data = classes(90).reweighted(rng(2).random(90) + 0.1)
@@ -286,6 +298,18 @@ def test_members_of_a_batch_are_weighed_one_by_one():
     selection = Dro(reference=NET, proxy=NET, budget=0.00016, rounds=2, levels=2, draws=1)(batch, rng(1))
     assert selection.weights.shape == selection.table["weight"].shape == (2, 30)
     np.testing.assert_allclose(selection.weights.mean(axis=-1), 1)
+
+
+@pytest.mark.parametrize("weights", ["sampler", "loss"])
+def test_images_are_weighed_by_unets_that_see_the_weights_in_the_sampler_or_the_loss(weights):
+    points = rng(1).integers(0, 256, (24, 1, 8, 8)).astype(np.uint8)
+    points[::2] //= 8
+    data = Measure.uniform(Rows((points,), np.arange(24)), np.arange(24) % 2, batch=0)
+    unet, rate = UNet(channels=4, multipliers=(1,), blocks=1, attention=()), LearningRate(rate=1e-2, warmup=0.0)
+    edm = Edm(network=unet, batch=16, budget=0.00016, weights=weights, learning_rate=rate, tune_learning_rate=rate)
+    selection = Dro(reference=edm, proxy=edm, budget=0.000032, rounds=2, levels=2, draws=1)(data, rng(1))
+    assert selection.weights.mean() == pytest.approx(1)
+    assert np.ptp(selection.weights) > 0
 
 
 class Killed(BaseException):
