@@ -250,3 +250,13 @@ def test_options_that_do_not_fit_are_refused(options, match):
 def test_data_that_cannot_be_balanced_so_are_refused(curator, data, match):
     with pytest.raises(ValueError, match=match):
         run(curator, data)
+
+
+@pytest.mark.parametrize("how", ["undersample", "oversample", "weights"])
+def test_copies_and_empty_clusters_count_for_nothing(how):
+    """Three different rows, of 40, 9 and 1 copies, and five clusters: the two that stay empty have no share."""
+    points = np.repeat([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]], [40, 9, 1], axis=0)
+    data = Measure.uniform(points, np.repeat([0, 1, 2], [40, 9, 1]), batch=0)
+    with pytest.warns(UserWarning, match="2 of 5 clusters are empty"):
+        selection = run(by_clusters(k=5, how=how), data)
+    np.testing.assert_allclose(shares(data, selection, 3), 1 / 3, rtol=1e-12)

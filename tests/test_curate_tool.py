@@ -33,7 +33,7 @@ from selfloop.registry import resolve
 from selfloop.streams import NamedStreams
 
 OWN = '''
-import dataclasses, os
+import dataclasses, json
 import numpy as np
 from pathlib import Path
 from selfloop.measure import Selection
@@ -54,6 +54,18 @@ class Half:
         scores = rng.permutation(data.n).astype(float)
         index = np.flatnonzero((scores + self.shift) % 2 == 0)
         return Selection(index, np.ones(len(index)), {"score": scores})
+
+
+@dataclasses.dataclass
+class Course(Half):
+    """Leaves a course of class weights, as dro does."""
+
+    def __call__(self, data, rng, work=None):
+        work.shelf.mkdir(parents=True)
+        alpha = [[0.5, 0.5], [0.8, 0.2]]
+        found = {"groups": "class", "names": [0, 1], "alpha": alpha, "mean": [0.65, 0.35], "effective": [2.0, 1.47]}
+        (work.shelf / "class_weights.json").write_text(json.dumps(found))
+        return super().__call__(data, rng, work)
 
 
 @dataclasses.dataclass
@@ -403,6 +415,14 @@ def test_points_of_the_plane_are_curated_and_drawn(drawn):
     made = Subset.of("results/subset.parquet")
     assert (made.columns["score"][made.index] <= 1).all()
     np.testing.assert_array_equal(made.columns["reason"], np.where(made.columns["kept"], "", "truncate"))
+
+
+def test_the_course_of_class_weights_is_drawn(drawn):
+    curate(PLANE | {"curators": [{"kind": "half:Course"}]}, "--out", "results")
+    page = Path("results/report.html").read_text()
+    assert "Course of the class weights" in dict(pictures(page))
+    assert "In the last round 1.47 of 2 classes count, effectively." in page
+    assert len(list(Path("results/curators").glob("*/class_weights.json"))) == 1
 
 
 def test_what_a_page_shows_of_others_is_text(here):

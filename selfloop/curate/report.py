@@ -85,9 +85,18 @@ def classes(subset: Subset) -> list[tuple[str, int, int, str, str]]:
 
 
 def page(
-    name: str, subset: Subset, steps: Sequence[chain.Step], data: Measure, seconds: Mapping[str, float], notes: Sequence[str]
+    name: str,
+    subset: Subset,
+    steps: Sequence[chain.Step],
+    data: Measure,
+    seconds: Mapping[str, float],
+    notes: Sequence[str],
+    courses: Sequence[Mapping[str, Any] | None] = (),
 ) -> str:
-    """The page of a curation of these data. Raises ModuleNotFoundError without jinja2."""
+    """The page of a curation of these data; courses: of the class weights of each step, if it has one (`selfloop.curate.dro`).
+
+    Raises ModuleNotFoundError without jinja2.
+    """
     try:
         from jinja2 import Environment, StrictUndefined
     except ModuleNotFoundError as error:
@@ -106,7 +115,7 @@ def page(
         examples=examples(subset, data),
         grouped="cluster" if _group(subset) == "cluster" else "class",
         order="From the least score to the greatest, evenly spaced." if scored else "Evenly spaced over the rows.",
-        charts=charts(subset, steps, data),
+        charts=[*charts(subset, steps, data), *(_course(course) for course in courses if course is not None)],
         seconds=seconds,
         notes=notes,
         config=yaml.safe_dump(subset.config, sort_keys=False, width=110, allow_unicode=True),
@@ -266,3 +275,23 @@ def _weights(subset: Subset) -> Chart:
             axes.set_ylim(bottom=0)
 
     return Chart("Weights", _drawn(draw), f"{len(weights)} rows count as {effective:.1f} of equal weight do.")
+
+
+def _course(course: Mapping[str, Any]) -> Chart:
+    """Class weights from round to round."""
+    alpha, names = np.array(course["alpha"]), course["names"]
+
+    def draw(axes: Any) -> None:
+        for weights, mean, name in zip(alpha.T, course["mean"], names, strict=True):
+            (line,) = axes.plot(weights, linewidth=1.2, label=str(name))
+            axes.plot(len(alpha), mean, "o", markersize=4, color=line.get_color(), clip_on=False)
+        axes.axhline(1 / len(names), color="0.4", linewidth=0.8, linestyle=(0, (4, 2.5)))
+        axes.set(xlabel="round", ylabel="class weight", ylim=(0, None))
+        if len(names) <= MOST_CLASSES:
+            axes.legend(title=course["groups"], loc="upper left", bbox_to_anchor=(1.02, 1), ncols=1 + (len(names) > 8))
+
+    effective = course["effective"][-1]
+    text = (
+        f"Their means, the result, are the dots. In the last round {effective:.3g} of {len(names)} classes count, effectively."
+    )
+    return Chart("Course of the class weights", _drawn(draw), text)

@@ -4,6 +4,7 @@
     subset.parquet   what was decided about every row (`selfloop.curate.subset`)
     report.html      the same in pictures (`selfloop.curate.report`)
     timings.json     seconds of each step
+    curators/        what curators leave beside their decisions: the course of class weights
     work/            what steps that take long save of themselves, until the curation is finished
 
 Every file is written under a temporary name, synced and renamed, `timings.json` last. The same command continues a curation
@@ -46,7 +47,7 @@ from selfloop.work import FolderWork, replaced
 
 LINE_SECONDS = 5.0
 """How often a line is written of a step under way."""
-CONFIG, REPORT, TIMINGS, WORK = "config.yaml", "report.html", "timings.json", "work"
+CONFIG, REPORT, TIMINGS, WORK, SHELF = "config.yaml", "report.html", "timings.json", "work", "curators"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -150,7 +151,7 @@ class Curating:
             subset.write(self.folder / FILE)
             began = time.monotonic()
             with self._explained("report"):
-                self._report(subset, taken, data)
+                self._report(subset, taken, data, self._names(known[0]))
             self.seconds["report"] = time.monotonic() - began
             self._write(TIMINGS, json.dumps({name: round(s, 3) for name, s in self.seconds.items()}, indent=2))
             shutil.rmtree(self.folder / WORK, ignore_errors=True)
@@ -169,7 +170,7 @@ class Curating:
 
     def _finished(self) -> Subset | None:
         """What the folder holds of this curation, finished. Raises CurateError if it holds anything else."""
-        there = {path.name for path in self.folder.iterdir()} - {"lock", WORK}
+        there = {path.name for path in self.folder.iterdir()} - {"lock", WORK, SHELF}
         strange = sorted(name for name in there - {CONFIG, FILE, REPORT, TIMINGS} if not name.endswith(".tmp"))
         if strange:
             raise CurateError(f"{self.folder} holds {strange[0]} and is no folder of a curation; name another with --out")
@@ -193,7 +194,7 @@ class Curating:
     def _steps(self, data: Measure, sha256: str) -> list[chain.Step]:
         curators = [kept_features(one, self.cache) if self.cache else one for one in self.curation.curators]
         names, told = self._names(sha256), Told()
-        work = FolderWork(self.folder / WORK, self.every, told)
+        work = FolderWork(self.folder / WORK, self.every, told, self.folder / SHELF)
         rng = np.random.default_rng(np.random.SeedSequence(self.curation.seed, spawn_key=(1,)))
         taken: list[chain.Step] = []
         steps = chain.steps(curators, data, rng, work, names)
@@ -221,14 +222,18 @@ class Curating:
             work.save(text=np.array(told))
         self.notes += [f"{where}: {text}" for text in told or ([] if before is None else before["text"].tolist())]
 
-    def _report(self, subset: Subset, taken: Sequence[chain.Step], data: Measure) -> None:
+    def _report(self, subset: Subset, taken: Sequence[chain.Step], data: Measure, names: Sequence[str]) -> None:
+        from selfloop.curate.dro import TRAJECTORY
         from selfloop.curate.report import page
 
         for curator, step in zip(self.curation.curators, taken, strict=True):
             say: Any = getattr(curator, "notes", None)
             said = say(data.subset(step.rows), step.selection) if say is not None else {}
             self.notes += [f"{step.name}: {name} {value:.4g}" for name, value in said.items()]
-        self._write(REPORT, page(self.curation.name, subset, taken, data, self.seconds, self.notes))
+        shelf = FolderWork(self.folder / WORK, shelf=self.folder / SHELF)
+        found = [(shelf.at(f"curator {name}").shelf or self.folder) / TRAJECTORY for name in names]
+        courses = [json.loads(path.read_bytes()) if path.exists() else None for path in found]
+        self._write(REPORT, page(self.curation.name, subset, taken, data, self.seconds, self.notes, courses))
 
     @property
     def _config(self) -> str:
