@@ -148,8 +148,9 @@ class Edm:
 
     budget: of a fit, in million images seen; batch: images a step, over all processes; learning_rate, tune_learning_rate: their
     course; betas: Adam's; noise: law of sigma / sigma_data in training; sigma_data: standard deviation of a pixel in the model.
-    average: length (std, relative) of the power-function average that is the model; tracked: the lengths kept in training, by
-    default that one; another one is made afterwards from snapshots. loss_weight: of the noise levels, fixed or learned;
+    average: length (std, relative) of the power-function average that is the model; tune_average: of a tuning, the same if not
+    said; tracked: the lengths kept in training, by default that one; another one is made afterwards from snapshots.
+    loss_weight: of the noise levels, fixed or learned;
     weights: where those of the data enter, its sampler or the loss; augment: none if not said.
     classes: K labels as a condition, dropped with probability label_dropout. start: a snapshot (.safetensors) to start from, to
     be used as it is with budget 0. snapshot: million images between two snapshots with a picture of samples; board: numbers of
@@ -169,6 +170,7 @@ class Edm:
     tune_learning_rate: LearningRate = LearningRate(rate=1e-4)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     average: Length = 0.05
+    tune_average: Length | None = None
     tracked: tuple[Length, ...] | None = None
     loss_weight: Literal["fixed", "learned"] = "fixed"
     weights: Literal["sampler", "loss"] = "sampler"
@@ -237,7 +239,7 @@ class Edm:
         first = EdmModel(self, as_arrays(network.state_dict()) | begun, event, np.dtype(images.points.dtype), shares)
         recipe = self._recipe(self.learning_rate, self.tracked or (self.average,), self.augment)
         steps = [self.steps(self.budget)] if self.budget > 0 else []
-        return next(self._trained(first, images, recipe, seed, steps, work), first)
+        return next(self._trained(first, images, recipe, self.average, seed, steps, work), first)
 
     def tune(
         self, model: EdmModel, data: Data, budgets: Sequence[float], rng: Generator, work: Work | None = None
@@ -251,10 +253,10 @@ class Edm:
             raise ValueError(f"budgets must ascend, got {list(budgets)}")
         images, _, _ = self._images(data)
         yield from [model] * marks.count(0)
-        recipe = self._recipe(self.tune_learning_rate, (self.average,), self.augment)
+        recipe = self._recipe(self.tune_learning_rate, (self.tune_average or self.average,), self.augment)
         later = [mark for mark in marks if mark > 0]
         if later:
-            yield from self._trained(model, images, recipe, int(rng.integers(2**63)), later, work)
+            yield from self._trained(model, images, recipe, recipe.lengths[0], int(rng.integers(2**63)), later, work)
 
     def interpolate(self, a: EdmModel, b: EdmModel, t: float) -> EdmModel:
         """Parameters a + t (b - a); all else is a's."""
@@ -270,14 +272,21 @@ class Edm:
         return EdmModel(self, parameters, event, dtype, state.get("shares"))
 
     def _trained(
-        self, model: EdmModel, images: Images, recipe: Recipe, seed: int, steps: Sequence[int], work: Work | None
+        self,
+        model: EdmModel,
+        images: Images,
+        recipe: Recipe,
+        length: float,
+        seed: int,
+        steps: Sequence[int],
+        work: Work | None,
     ) -> Iterator[EdmModel]:
-        """The models that `model` becomes after so many steps."""
+        """The models that `model` becomes after so many steps: averages of a length, tracked by the recipe or not."""
         if not steps:
             return
         if work is not None and self.board is not None and ranks.rank() == 0:
             with self.board.watching(work) as watched:
-                yield from dataclasses.replace(self, board=None)._trained(model, images, recipe, seed, steps, watched)
+                yield from dataclasses.replace(self, board=None)._trained(model, images, recipe, length, seed, steps, watched)
             return
         shelf = None if work is None else work.shelf
         taken: list[Snapshot] = []
@@ -296,10 +305,10 @@ class Edm:
         network = self.built(model.event, torch.Generator())
         network.load_state_dict(begun)
         for trained in train(network, images, recipe, seed, [step * self.batch for step in steps], work, keep):
-            found = trained.averages.get(self.average)
+            found = trained.averages.get(length)
             if found is None:
                 before = taken if shelf is None else snapshot.taken(shelf)
-                found = snapshot.averaged([*before, trained.snapshot(self.batch)], self.average)
+                found = snapshot.averaged([*before, trained.snapshot(self.batch)], length)
             yield dataclasses.replace(model, parameters=found)
 
     def _recipe(self, rate: LearningRate, lengths: tuple[float, ...], augment: Augment | None) -> Recipe:
