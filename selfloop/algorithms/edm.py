@@ -33,14 +33,16 @@ from torch import Tensor, nn
 from selfloop import pictures, ranks
 from selfloop.board import Board
 from selfloop.component import AT_SAMPLING, Count, Fraction, Positive, component
+from selfloop.diffusion import budget as counted
 from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion import snapshot
+from selfloop.diffusion.budget import MILLION
 from selfloop.diffusion.augment import Augment
 from selfloop.diffusion.noise import Noise
 from selfloop.diffusion.precondition import PredictionName, coefficients
 from selfloop.diffusion.sample import Sampler
 from selfloop.diffusion.snapshot import Snapshot
-from selfloop.diffusion.train import MILLION, Images, LearningRate, Length, Machine, Recipe, Trained, as_arrays, train
+from selfloop.diffusion.train import Images, LearningRate, Length, Machine, Recipe, Trained, as_arrays, train
 from selfloop.diffusion.unet import UNet
 from selfloop.measure import Array, Data, Ints, Measure
 from selfloop.protocols import Work
@@ -216,10 +218,7 @@ class Edm:
 
     def steps(self, budget: float) -> int:
         """Steps in a budget of so many million images seen. Raises ValueError if it is negative or less than one batch."""
-        least = self.batch / MILLION
-        if budget < 0 or 0 < budget < least:
-            raise ValueError(f"budget is counted in million images seen: 0, or at least one batch, {least:g}; got {budget:g}")
-        return round(budget / least)
+        return counted.steps(budget, self.batch)
 
     def built(self, event: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """A network for images (C, H, W) with weights drawn from the generator. Raises ValueError if they do not fit it."""
@@ -248,9 +247,7 @@ class Edm:
 
         Raises ValueError if budgets are not ascending, and where `fit` does.
         """
-        marks = [self.steps(budget) for budget in budgets]
-        if marks != sorted(marks):
-            raise ValueError(f"budgets must ascend, got {list(budgets)}")
+        marks = counted.marks(budgets, self.batch)
         images, _, _ = self._images(data)
         yield from [model] * marks.count(0)
         recipe = self._recipe(self.tune_learning_rate, (self.tune_average or self.average,), self.augment)
