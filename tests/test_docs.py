@@ -322,6 +322,17 @@ def test_the_numbers_of_polluted_digits_are_those_kept():
     np.testing.assert_allclose(written(title, 5), expected, atol=6e-3)
 
 
+def test_the_numbers_of_controlled_digits_are_those_kept():
+    table = load_generations(ROOT / "figures" / "data" / "digits_control")
+
+    def mean(name, metrics):
+        return sum(curves(table, metric, {"algorithm": name})[:, 0] for metric in metrics).mean()
+
+    metrics = ([f"class_share.{c}" for c in range(5)], ["class_tv"], ["fd"])
+    expected = [[mean(name, of) for of in metrics] for name in ("base", "omega 1.5", "omega 3")]
+    np.testing.assert_allclose(written("Distribution control on handwritten digits", 3), expected, atol=6e-3)
+
+
 def means(pair):
     """Of the standard training, of SIMS, and how much less the second is."""
     return [float(pair[0].mean()), float(pair[1].mean()), float((pair[0] - pair[1]).mean())]
