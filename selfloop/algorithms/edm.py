@@ -36,8 +36,8 @@ from selfloop.component import AT_SAMPLING, Count, Fraction, Positive, component
 from selfloop.diffusion import budget as counted
 from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion import snapshot
-from selfloop.diffusion.budget import MILLION
 from selfloop.diffusion.augment import Augment
+from selfloop.diffusion.budget import MILLION
 from selfloop.diffusion.noise import Noise
 from selfloop.diffusion.precondition import PredictionName, coefficients
 from selfloop.diffusion.sample import Sampler
