@@ -87,6 +87,9 @@ def show(points: Sequence[Point], table: pd.DataFrame, limit: int = 40) -> None:
 
     console = Console()
     frame = headline(table, points)
+    if frame.empty:
+        console.print("no metrics were tracked")
+        return
     frame = frame[~frame["metric"].astype(str).str.contains(".", regex=False)]
     names = frame["metric"].astype(str)
     wished = [getattr(tracker, "headline", name) for name, tracker in points[0].experiment.track.items()]

@@ -315,6 +315,35 @@ def test_the_numbers_of_the_digits_are_those_kept():
     np.testing.assert_allclose(written("Figures 1 and 3 on handwritten digits", 5), expected, atol=6e-3)
 
 
+def test_the_numbers_of_polluted_digits_are_those_kept():
+    table = load_generations(ROOT / "figures" / "data" / "digits_pollution").astype({"mix.pollution": int})
+
+    def fd(size, omega):
+        return curves(table, "fd", {"mix.pollution": size, "algorithm.omega": omega})[:, 0]
+
+    none, *rest = ((fd(size, 0), fd(size, 0.5)) for size in (0, 1348, 2696))
+    title = "Figure 5 on handwritten digits"
+    np.testing.assert_allclose(written(title, 3), [means(none)], atol=6e-3)
+    expected = [[*means(pair), *(float((b - a).mean()) for a, b in zip(none, pair, strict=True))] for pair in rest]
+    np.testing.assert_allclose(written(title, 5), expected, atol=6e-3)
+
+
+def test_the_numbers_of_controlled_digits_are_those_kept():
+    table = load_generations(ROOT / "figures" / "data" / "digits_control")
+
+    def mean(name, metrics):
+        return sum(curves(table, metric, {"algorithm": name})[:, 0] for metric in metrics).mean()
+
+    metrics = ([f"class_share.{c}" for c in range(5)], ["class_tv"], ["fd"])
+    expected = [[mean(name, of) for of in metrics] for name in ("base", "omega 1.5", "omega 3")]
+    np.testing.assert_allclose(written("Distribution control on handwritten digits", 3), expected, atol=6e-3)
+
+
+def means(pair):
+    """Of the standard training, of SIMS, and how much less the second is."""
+    return [float(pair[0].mean()), float(pair[1].mean()), float((pair[0] - pair[1]).mean())]
+
+
 @pytest.mark.slow
 def test_the_documentation_builds_without_a_warning(tmp_path):
     pytest.importorskip("myst_parser")

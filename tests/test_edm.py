@@ -211,6 +211,14 @@ def test_a_length_that_was_not_tracked_is_made_from_snapshots(tmp_path):
     assert same(untracked.fit(digits(), rng()), made), "without a shelf too"
 
 
+def test_a_tuning_has_an_average_of_its_own_length():
+    base = edm(4).fit(digits(), rng())
+    long, short, same_length = (next(edm(4, tune_average=a).tune(base, digits(), [8 * STEP], rng(1))) for a in (0.2, 0.05, 0.1))
+    assert same(same_length, next(edm(4).tune(base, digits(), [8 * STEP], rng(1))))
+    assert not same(long, short)
+    assert same(edm(4, tune_average=0.2).fit(digits(), rng()), base)
+
+
 def test_snapshots_come_with_a_picture_and_start_another_training(tmp_path):
     settings = {"snapshot": 4 * STEP, "average": 0.1}
     model = edm(8, **settings).fit(digits(), rng(), FolderWork(tmp_path / "work", shelf=tmp_path / "shelf"))

@@ -578,6 +578,24 @@ def test_a_point_chosen_on_some_samples_is_reported_on_others(tmp_path, capsys):
     assert "least fd_search: batch = 256; fd_report there: 5.50 ± 0.50" in capsys.readouterr().out
 
 
+def test_a_run_that_only_makes_pictures_ends_without_a_table(tmp_path):
+    algorithm = "{kind: edm, network: {channels: 4, multipliers: [1], blocks: 1, attention: []}, batch: 64, budget: 0.000064}"
+    text = f"""
+    generations: 1
+    replicates: 1
+    chunk: 1
+    real: {{kind: images, path: digits}}
+    mix: {{n_real: 100}}
+    algorithm: {algorithm}
+    track: {{pictures: {{n: 4}}}}
+    """
+    (tmp_path / "pictures.yaml").write_text(textwrap.dedent(text))
+    done = invoke(str(tmp_path / "pictures.yaml"), "--out", str(tmp_path / "run"), "--workers", "1")
+    assert done.exit_code == 0, done.output
+    assert "no metrics were tracked" in done.stdout
+    assert len(list((tmp_path / "run" / "kept" / "pictures").glob("*.png"))) == 1
+
+
 def test_the_schema_is_printed():
     done = invoke("--schema")
     assert done.exit_code == 0

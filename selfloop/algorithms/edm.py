@@ -34,14 +34,16 @@ from torch.func import functional_call
 from selfloop import pictures, ranks
 from selfloop.board import Board
 from selfloop.component import AT_SAMPLING, Count, Fraction, Positive, component
+from selfloop.diffusion import budget as counted
 from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion import snapshot
 from selfloop.diffusion.augment import Augment
+from selfloop.diffusion.budget import MILLION
 from selfloop.diffusion.noise import Noise
 from selfloop.diffusion.precondition import PredictionName, coefficients
 from selfloop.diffusion.sample import Sampler
 from selfloop.diffusion.snapshot import Snapshot
-from selfloop.diffusion.train import MILLION, Images, LearningRate, Length, Machine, Recipe, Trained, as_arrays, train
+from selfloop.diffusion.train import Images, LearningRate, Length, Machine, Recipe, Trained, as_arrays, train
 from selfloop.diffusion.unet import UNet
 from selfloop.measure import Array, Data, Ints, Measure
 from selfloop.protocols import Work
@@ -167,8 +169,9 @@ class Edm:
 
     budget: of a fit, in million images seen; batch: images a step, over all processes; learning_rate, tune_learning_rate: their
     course; betas: Adam's; noise: law of sigma / sigma_data in training; sigma_data: standard deviation of a pixel in the model.
-    average: length (std, relative) of the power-function average that is the model; tracked: the lengths kept in training, by
-    default that one; another one is made afterwards from snapshots. loss_weight: of the noise levels, fixed or learned;
+    average: length (std, relative) of the power-function average that is the model; tune_average: of a tuning, the same if not
+    said; tracked: the lengths kept in training, by default that one; another one is made afterwards from snapshots.
+    loss_weight: of the noise levels, fixed or learned;
     weights: where those of the data enter, its sampler or the loss; augment: none if not said.
     classes: K labels as a condition, dropped with probability label_dropout. start: a snapshot (.safetensors) to start from, to
     be used as it is with budget 0. snapshot: million images between two snapshots with a picture of samples; board: numbers of
@@ -188,6 +191,7 @@ class Edm:
     tune_learning_rate: LearningRate = LearningRate(rate=1e-4)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     average: Length = 0.05
+    tune_average: Length | None = None
     tracked: tuple[Length, ...] | None = None
     loss_weight: Literal["fixed", "learned"] = "fixed"
     weights: Literal["sampler", "loss"] = "sampler"
@@ -233,10 +237,7 @@ class Edm:
 
     def steps(self, budget: float) -> int:
         """Steps in a budget of so many million images seen. Raises ValueError if it is negative or less than one batch."""
-        least = self.batch / MILLION
-        if budget < 0 or 0 < budget < least:
-            raise ValueError(f"budget is counted in million images seen: 0, or at least one batch, {least:g}; got {budget:g}")
-        return round(budget / least)
+        return counted.steps(budget, self.batch)
 
     def built(self, event: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """A network for images (C, H, W) with weights drawn from the generator. Raises ValueError if they do not fit it."""
@@ -256,7 +257,7 @@ class Edm:
         first = EdmModel(self, as_arrays(network.state_dict()) | begun, event, np.dtype(images.points.dtype), shares)
         recipe = self._recipe(self.learning_rate, self.tracked or (self.average,), self.augment)
         steps = [self.steps(self.budget)] if self.budget > 0 else []
-        return next(self._trained(first, images, recipe, seed, steps, work), first)
+        return next(self._trained(first, images, recipe, self.average, seed, steps, work), first)
 
     def tune(
         self, model: EdmModel, data: Data, budgets: Sequence[float], rng: Generator, work: Work | None = None
@@ -265,15 +266,13 @@ class Edm:
 
         Raises ValueError if budgets are not ascending, and where `fit` does.
         """
-        marks = [self.steps(budget) for budget in budgets]
-        if marks != sorted(marks):
-            raise ValueError(f"budgets must ascend, got {list(budgets)}")
+        marks = counted.marks(budgets, self.batch)
         images, _, _ = self._images(data)
         yield from [model] * marks.count(0)
-        recipe = self._recipe(self.tune_learning_rate, (self.average,), self.augment)
+        recipe = self._recipe(self.tune_learning_rate, (self.tune_average or self.average,), self.augment)
         later = [mark for mark in marks if mark > 0]
         if later:
-            yield from self._trained(model, images, recipe, int(rng.integers(2**63)), later, work)
+            yield from self._trained(model, images, recipe, recipe.lengths[0], int(rng.integers(2**63)), later, work)
 
     def interpolate(self, a: EdmModel, b: EdmModel, t: float) -> EdmModel:
         """Parameters a + t (b - a); all else is a's."""
@@ -289,14 +288,21 @@ class Edm:
         return EdmModel(self, parameters, event, dtype, state.get("shares"))
 
     def _trained(
-        self, model: EdmModel, images: Images, recipe: Recipe, seed: int, steps: Sequence[int], work: Work | None
+        self,
+        model: EdmModel,
+        images: Images,
+        recipe: Recipe,
+        length: float,
+        seed: int,
+        steps: Sequence[int],
+        work: Work | None,
     ) -> Iterator[EdmModel]:
-        """The models that `model` becomes after so many steps."""
+        """The models that `model` becomes after so many steps: averages of a length, tracked by the recipe or not."""
         if not steps:
             return
         if work is not None and self.board is not None and ranks.rank() == 0:
             with self.board.watching(work) as watched:
-                yield from dataclasses.replace(self, board=None)._trained(model, images, recipe, seed, steps, watched)
+                yield from dataclasses.replace(self, board=None)._trained(model, images, recipe, length, seed, steps, watched)
             return
         shelf = None if work is None else work.shelf
         taken: list[Snapshot] = []
@@ -315,10 +321,10 @@ class Edm:
         network = self.built(model.event, torch.Generator())
         network.load_state_dict(begun)
         for trained in train(network, images, recipe, seed, [step * self.batch for step in steps], work, keep):
-            found = trained.averages.get(self.average)
+            found = trained.averages.get(length)
             if found is None:
                 before = taken if shelf is None else snapshot.taken(shelf)
-                found = snapshot.averaged([*before, trained.snapshot(self.batch)], self.average)
+                found = snapshot.averaged([*before, trained.snapshot(self.batch)], length)
             yield dataclasses.replace(model, parameters=found)
 
     def _recipe(self, rate: LearningRate, lengths: tuple[float, ...], augment: Augment | None) -> Recipe:

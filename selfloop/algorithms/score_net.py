@@ -27,6 +27,7 @@ from pydantic import Strict
 from torch import Tensor
 
 from selfloop.component import AT_SAMPLING, Count, Fraction, Positive, component
+from selfloop.diffusion import budget as counted
 from selfloop.diffusion import mlp
 from selfloop.diffusion import sample as diffusion
 from selfloop.diffusion.average import LONGEST
@@ -39,7 +40,6 @@ from selfloop.protocols import Work
 
 ROWS = 2**13
 """Points that go through the networks at once, over all members."""
-MILLION = 1e6
 
 
 @dataclass(frozen=True)
@@ -230,10 +230,7 @@ class ScoreNetFit:
 
     def steps(self, budget: float) -> int:
         """Steps in a budget of so many million samples seen. Raises ValueError if it is negative or less than one batch."""
-        least = self.batch / MILLION
-        if budget < 0 or 0 < budget < least:
-            raise ValueError(f"budget is counted in million samples seen: 0, or at least one batch, {least:g}; got {budget:g}")
-        return round(budget / least)
+        return counted.steps(budget, self.batch)
 
     def fit(self, data: Data, rng: Generator, work: Work | None = None) -> ScoreNet:
         """Networks with new weights, trained on `data` for the budget; one replicate of the data a member."""
@@ -252,9 +249,7 @@ class ScoreNetFit:
 
         sigma_data stays the model's. Raises ValueError if budgets are not ascending, and where `fit` does.
         """
-        marks = [self.steps(budget) for budget in budgets]
-        if marks != sorted(marks):
-            raise ValueError(f"budgets must ascend, got {list(budgets)}")
+        marks = counted.marks(budgets, self.batch)
         points, seed = self._points(data, model.scale), _seed(rng)
         later = [mark for mark in marks if mark > 0]
         recipe = self._recipe(max(marks, default=0), self.tune_learning_rate, "none")

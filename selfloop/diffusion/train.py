@@ -35,6 +35,7 @@ from selfloop import ranks
 from selfloop.component import Count, NonNegative, Positive, Switch, component
 from selfloop.diffusion.augment import Augment
 from selfloop.diffusion.average import LONGEST, PowerAverage
+from selfloop.diffusion.budget import MILLION
 from selfloop.diffusion.noise import Noise
 from selfloop.diffusion.precondition import PredictionName, coefficients
 from selfloop.diffusion.snapshot import Snapshot
@@ -44,7 +45,6 @@ from selfloop.streams import torch_seed
 
 BLOCK = 64
 """Images of a batch that share a stream of random numbers."""
-MILLION = 1e6
 LARGEST_GRADIENT = 1e5
 LOOK = 16
 """Steps between two looks at the loss."""

@@ -147,6 +147,7 @@ class Norm(nn.Module):
         self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (n, C, H, W), each group to mean 0 and variance 1."""
         return group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
 
@@ -163,6 +164,7 @@ class Fourier(nn.Module):
         self.phase.uniform_(generator=generator)
 
     def forward(self, c: Tensor) -> Tensor:
+        """c (n,) -> (n, N)."""
         turns = c.float()[:, None] * self.frequency.float() + self.phase.float()
         return 2**0.5 * torch.cos(2 * math.pi * turns)
 
@@ -242,6 +244,7 @@ class Attention(nn.Module):
         self.project = Layer(style, n, n, scale=0.0)
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """x (n, C, H, W) -> the same shape; gain is of edm2."""
         n, c, height, width = x.shape
         heads = self.qkv(x.flatten(2).mT).view(n, height * width, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         heads = heads * inverse_rms(heads, -1).to(heads.dtype) if self.unit else heads
@@ -269,6 +272,7 @@ class Block(nn.Module):
         self.attention = nn.Sequential(Norm(style, n_out), Attention(style, n_out)) if attention else None
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """x (n, C_in, H, W), e (n, E) -> (n, C_out, H', W')."""
         h = self.conv_0(resampled(silu(self.norm_0(x)), self.resample))
         w = self.affine(e)[:, :, None, None]
         if self.additive:
@@ -295,6 +299,7 @@ class UnitBlock(nn.Module):
         self.attention = Attention("edm2", n_out) if attention else None
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """x (n, C_in, H, W), e (n, E) -> (n, C_out, H', W')."""
         norm = ((1 - BALANCE) ** 2 + BALANCE**2) ** 0.5
         keep, add = (1 - BALANCE) / norm, BALANCE / norm
         x = resampled(x, self.resample)
