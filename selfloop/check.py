@@ -165,6 +165,9 @@ def _check_trackers(experiment: Experiment) -> Iterator[Fault]:
         if type(tracker) in seen:
             yield Fault(("track", name), f"writes the same metrics as {seen[type(tracker)]}; keep one {kind_of(tracker)}")
         seen.setdefault(type(tracker), name)
+        rows, real = getattr(tracker, "n_train", None), experiment.mix.real_size(1)
+        if getattr(tracker, "sees_training", False) and rows != real:
+            yield Fault(("track", name, "n_train"), f"must be mix.n_real = {real}, to see the rows trained on; got {rows}")
         for need in _lacks(experiment.algorithm, getattr(tracker, "needs", frozenset())):
             yield Fault(
                 ("track", name),
