@@ -364,7 +364,7 @@ TRACKERS = {
         "digits",
         {"class_tv", "class_entropy", *(f"class_{name}.{c}" for name in ("share", "w2_moments") for c in range(10))},
     ),
-    "nearest": ("gaussian", {"nearest", "nearest_real", "copied", "copied_real"}),
+    "nearest": ("gaussian", {f"{name}{of}" for name in ("nearest", "copied", "most_copied") for of in ("", "_real")}),
 }
 FITTED_BY = {
     "gaussian": gaussian(sampler=STEPS),
