@@ -166,7 +166,7 @@ def herded(phi: Floats, m: int) -> Ints:
 
     With z = phi - mu the row is argmin |w - z_i|^2 = argmin |z_i|^2 / 2 - <w, z_i>, where w = -sum of the z picked.
     """
-    z = np.asarray(phi - phi.mean(axis=0, dtype=np.float64), dtype=np.float32)
+    z = np.asarray(phi - phi.mean(axis=0, dtype=np.float64), dtype=np.float32, order="F")  # faster by columns
     half = 0.5 * np.einsum("nd,nd->n", z, z, dtype=np.float64)
     w, picked = np.zeros(z.shape[1]), np.empty(m, dtype=np.int64)
     for t in range(m):
