@@ -23,9 +23,8 @@ FIGURES = [
     "digits_sims",
     "digits_pollution",
     "digits_control",
+    "digits_loop",
 ]
-UNKEPT = ["digits_loop"]
-"""Figures of experiments whose results do not come with the project: from a run of one's own."""
 
 
 def results_of(name: str) -> Path:
@@ -37,9 +36,7 @@ def results_of(name: str) -> Path:
 def main() -> int:
     """Draw what is asked for; says which results each figure comes from."""
     parser = argparse.ArgumentParser(prog="python -m figures", description=__doc__)
-    parser.add_argument(
-        "name", nargs="?", choices=[*FIGURES, *UNKEPT], help="one figure; all of which results are kept if not given"
-    )
+    parser.add_argument("name", nargs="?", choices=FIGURES, help="one figure; all if not given")
     parser.add_argument("--results", type=Path, help="a run folder (default: runs/NAME, else figures/data/NAME)")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="where to write (default: figures/out)")
     given = parser.parse_args()

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from figures.__main__ import FIGURES, HERE, UNKEPT
+from figures.__main__ import FIGURES, HERE
 from figures.averages import KEPT_PICTURES, PICTURES
 from selfloop.results import RunError, load_generations
 
@@ -84,7 +84,7 @@ def keep(name: str, results: Path, out: Path) -> list[Path]:
 def main() -> int:
     """Keep one run and say how large it is."""
     parser = argparse.ArgumentParser(prog="python -m figures.keep", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("name", choices=[*FIGURES, *UNKEPT], help="the figure that is drawn from it")
+    parser.add_argument("name", choices=FIGURES, help="the figure that is drawn from it")
     parser.add_argument("--results", type=Path, help="a finished run folder (default: runs/NAME)")
     parser.add_argument("--out", type=Path, help="where to keep it (default: figures/data/NAME)")
     given = parser.parse_args()

@@ -339,6 +339,13 @@ def test_the_numbers_of_controlled_digits_are_those_kept():
     np.testing.assert_allclose(written("Distribution control on handwritten digits", 3), expected, atol=6e-3)
 
 
+def test_the_numbers_of_the_loop_on_digits_are_those_kept():
+    table = load_generations(ROOT / "figures" / "data" / "digits_loop")
+    standard, sims = (curves(table, "fd", {"algorithm": name}) for name in ("standard", "SIMS"))
+    expected = np.stack([standard.mean(axis=0), sims.mean(axis=0), (standard - sims).mean(axis=0)], axis=1)
+    np.testing.assert_allclose(written("A loop on handwritten digits", 3), expected, atol=6e-3)
+
+
 def means(pair):
     """Of the standard training, of SIMS, and how much less the second is."""
     return [float(pair[0].mean()), float(pair[1].mean()), float((pair[0] - pair[1]).mean())]

@@ -30,21 +30,20 @@ def started(out):
 
 @pytest.mark.slow
 def test_a_run_on_images_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path):
-    whole = started(tmp_path / "whole")
-    assert whole.wait(300) == 0, whole.stdout.read()
+    with started(tmp_path / "whole") as whole:
+        assert whole.wait(300) == 0, whole.stdout.read()
     table = load_generations(tmp_path / "whole")
     assert {"fd", "fd_floor", "kid", "precision", "recall"} <= set(table["metric"])
     kills = 0
     for number in range(100):
-        run = started(tmp_path / "cut")
-        try:
-            assert run.wait(16 + 3 * (number % 4)) == 0, run.stdout.read()
-            break
-        except subprocess.TimeoutExpired:
-            run.send_signal(signal.SIGKILL)
-            run.wait()
-            kills += 1
-            time.sleep(0.1)
+        with started(tmp_path / "cut") as run:
+            try:
+                assert run.wait(16 + 3 * (number % 4)) == 0, run.stdout.read()
+                break
+            except subprocess.TimeoutExpired:
+                run.send_signal(signal.SIGKILL)
+                kills += 1
+        time.sleep(0.1)
     assert kills >= 2
     one, two = ((tmp_path / name / "generations.parquet").read_bytes() for name in ("whole", "cut"))
     assert one == two
