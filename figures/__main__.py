@@ -24,6 +24,7 @@ FIGURES = [
     "digits_pollution",
     "digits_control",
     "digits_loop",
+    "curation_2d",
 ]
 
 

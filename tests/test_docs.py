@@ -346,6 +346,21 @@ def test_the_numbers_of_the_loop_on_digits_are_those_kept():
     np.testing.assert_allclose(written("A loop on handwritten digits", 3), expected, atol=6e-3)
 
 
+def test_the_numbers_of_curation_in_the_plane_are_those_kept():
+    table = load_generations(ROOT / "figures" / "data" / "curation_2d").astype({"value": float})
+    names = ["all data", "random", "balanced", "class weights", "dedup", "inliers"]
+    names += [f"dedup, inliers{then}" for then in ("", ", balanced", ", class weights")]
+    expected = [of_curators(table, name) for name in names]
+    np.testing.assert_allclose(written("Curation in the plane", 5), expected, atol=6e-3)
+
+
+def of_curators(table, name):
+    """The five columns of the table for a choice of curators."""
+    metrics = ["class_share.0", *(f"class_w2_moments.{c}" for c in range(8)), "class_tv", "most_copied", "most_copied_real"]
+    share, rare, *others, tv, copied, fresh = (curves(table, metric, {"algorithm.curators": name})[:, 0] for metric in metrics)
+    return [share.mean(), rare.mean(), np.mean(others), tv.mean(), (copied / fresh).mean()]
+
+
 def means(pair):
     """Of the standard training, of SIMS, and how much less the second is."""
     return [float(pair[0].mean()), float(pair[1].mean()), float((pair[0] - pair[1]).mean())]

@@ -57,7 +57,8 @@ def test_a_figure_is_drawn_from_the_results_that_are_kept_with_the_project(name,
     assert panels
     for axes in panels:
         assert axes.get_xlabel(), f"a panel of {name} has no label on x: {axes.get_title('left')!r}"
-        assert axes.get_ylabel(), f"a panel of {name} has no label on y: {axes.get_title('left')!r}"
+        sharing = axes.get_shared_y_axes().get_siblings(axes)
+        assert any(other.get_ylabel() for other in sharing), f"a panel of {name} has no label on y: {axes.get_title('left')!r}"
         assert axes.get_title("left")
     box, (width, height) = drawn[0].get_tightbbox(), drawn[0].get_size_inches()
     assert min(box.x0, box.y0) > -0.02, f"{name} is cut off at its left or lower edge"
