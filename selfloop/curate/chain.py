@@ -18,6 +18,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from selfloop.curate.members import absent
 from selfloop.measure import Array, Ints, Measure, Selection
 from selfloop.protocols import Curator, Work
 from selfloop.registry import kind_of
@@ -104,7 +105,7 @@ def _present(chosen: Selection, batch: tuple[int, ...]) -> Selection:
 
 def _spread(column: NDArray[Any], rows: Ints, shown: NDArray[np.bool_]) -> NDArray[Any]:
     column = np.asarray(column)
-    out = np.full(shown.shape, {"f": np.nan, "i": -1, "b": False}.get(column.dtype.kind, ""), dtype=column.dtype)
+    out = np.full(shown.shape, absent(column.dtype), dtype=column.dtype)
     out[..., rows] = np.where(shown[..., rows], column, out[..., rows])
     return out
 

@@ -57,7 +57,12 @@ class Clustering:
 
     def members(self) -> list[Ints]:
         """The rows of each cluster, ascending."""
-        return np.split(np.argsort(self.labels, kind="stable"), np.cumsum(self.sizes)[:-1])
+        return rows_of(self.labels, self.sizes)
+
+
+def rows_of(labels: Ints, sizes: Ints) -> list[Ints]:
+    """The rows of each of k groups, ascending, from labels (n,) and sizes (k,)."""
+    return np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
 
 
 @component

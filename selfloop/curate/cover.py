@@ -15,16 +15,15 @@ Herding (Welling 2009; Chen, Welling & Smola 2010):
 Ties go to the first row. Groups are covered one at a time, their quotas proportional.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
 
 from selfloop.component import Count, Positive, component
 from selfloop.curate.budget import Share, kept, proportional
-from selfloop.curate.cluster import Clusters, one_thread
-from selfloop.curate.groups import Within, check_within, decided, grouped
-from selfloop.curate.members import OneByOne
+from selfloop.curate.cluster import one_thread
+from selfloop.curate.groups import WithinGroups, decided
 from selfloop.embed import Embedding, Floats, PixelEmbedding, blocks, embedded, sound
 from selfloop.measure import Array, Ints, Measure, Selection
 from selfloop.protocols import Work
@@ -36,7 +35,7 @@ PAIRS = 4096
 
 
 @component
-class KCenter(OneByOne):
+class KCenter(WithinGroups):
     """`k_center`: farthest first.
 
     features: what is compared; fraction: the share of rows that stays; within: data, or each class or cluster by itself.
@@ -44,18 +43,11 @@ class KCenter(OneByOne):
 
     fraction: Share
     features: Embedding = PixelEmbedding()
-    within: Within = "data"
-    clusters: Clusters | None = None
-
-    takes: ClassVar[frozenset[str]] = frozenset({"points", "images"})
-
-    def __post_init__(self) -> None:
-        check_within(self.within, self.clusters)
 
     def select(self, data: Measure, rng: Generator, work: Work | None = None) -> Selection:
         """The rows of one data set that stay. Raises ValueError for features that are not finite."""
         (features,) = sound("k-center", 1, features=embedded(self.features, data, work and work.at("features")))
-        groups = grouped(data, self.within, self.clusters, rng, work)
+        groups = self.groups(data, rng, work)
         with one_thread():
             index = groups.picked(
                 proportional(groups.sizes, kept(data.n, self.fraction)), lambda rows, m: farthest_first(features[rows], m)
@@ -109,7 +101,7 @@ def _gaps(x: Floats, lengths: Array, centres: Floats) -> Array:
 
 
 @component
-class Herding(OneByOne):
+class Herding(WithinGroups):
     """`herding`: rows whose mean stays near the mean of all.
 
     fraction: the share of rows that stays; kernel: linear for the mean of the features, rbf for that of a kernel; frequencies:
@@ -122,18 +114,11 @@ class Herding(OneByOne):
     frequencies: Count = 512
     bandwidth: Literal["median"] | Positive = "median"
     features: Embedding = PixelEmbedding()
-    within: Within = "data"
-    clusters: Clusters | None = None
-
-    takes: ClassVar[frozenset[str]] = frozenset({"points", "images"})
-
-    def __post_init__(self) -> None:
-        check_within(self.within, self.clusters)
 
     def select(self, data: Measure, rng: Generator, work: Work | None = None) -> Selection:
         """The rows of one data set that stay. Raises ValueError for features that are not finite."""
         (features,) = sound("herding", 1, features=embedded(self.features, data, work and work.at("features")))
-        groups = grouped(data, self.within, self.clusters, rng, work)
+        groups = self.groups(data, rng, work)
 
         def pick(rows: Ints, m: int) -> Ints:
             x = np.asarray(features[rows], dtype=np.float32)

@@ -11,17 +11,16 @@ one sign, and the result then depends neither on the unit nor on the zero of the
 """
 
 import heapq
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
 
 from selfloop.component import Count, NonNegative, component
 from selfloop.curate.budget import Share, kept, proportional
-from selfloop.curate.cluster import Clusters, faiss, in_order
+from selfloop.curate.cluster import faiss, in_order
 from selfloop.curate.direction import sane
-from selfloop.curate.groups import Within, check_within, decided, grouped
-from selfloop.curate.members import OneByOne
+from selfloop.curate.groups import WithinGroups, decided
 from selfloop.embed import Embedding, Floats, PixelEmbedding, blocks, embedded, sound
 from selfloop.measure import Array, Ints, Measure, Selection
 from selfloop.protocols import Score, Work
@@ -31,7 +30,7 @@ QUERIES = 1024
 
 
 @component
-class D2(OneByOne):
+class D2(WithinGroups):
     """`d2`: the highest scores, after messages between neighbours.
 
     score: what is computed of each row; fraction: the share of rows that stays; keep: high or low scores; features: in which
@@ -45,13 +44,6 @@ class D2(OneByOne):
     features: Embedding = PixelEmbedding()
     neighbours: Count = 10
     gamma: NonNegative = 1.0
-    within: Within = "data"
-    clusters: Clusters | None = None
-
-    takes: ClassVar[frozenset[str]] = frozenset({"points", "images"})
-
-    def __post_init__(self) -> None:
-        check_within(self.within, self.clusters)
 
     def select(self, data: Measure, rng: Generator, work: Work | None = None) -> Selection:
         """The rows of one data set that stay; table: score as it was given, and cluster and distance if there are clusters.
@@ -60,7 +52,7 @@ class D2(OneByOne):
         """
         scores = sane(self.score(data, rng, work and work.at("score")), data.n)
         (features,) = sound("d2", 1, features=embedded(self.features, data, work and work.at("features")))
-        groups = grouped(data, self.within, self.clusters, rng, work)
+        groups = self.groups(data, rng, work)
         span = float(np.ptp(scores)) or 1.0
         wish = (scores - scores.min() if self.keep == "high" else scores.max() - scores) / span
         if not np.ptp(scores):

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from selfloop.curate.cluster import Clusters
+from selfloop.component import component
+from selfloop.curate.cluster import Clusters, rows_of
+from selfloop.curate.members import OneByOne
 from selfloop.measure import Ints, Measure, Selection
 from selfloop.protocols import Work
 
@@ -30,16 +32,28 @@ class Groups:
 
     def picked(self, quotas: Ints, pick: Callable[[Ints, int], Ints]) -> Ints:
         """The rows that stay, ascending: of the rows (n_g,) of each group, those at the positions pick(rows, q_g)."""
-        groups = np.split(np.argsort(self.labels, kind="stable"), np.cumsum(self.sizes)[:-1])
-        parts = [rows[pick(rows, int(quota))] for rows, quota in zip(groups, quotas, strict=True) if quota > 0]
+        groups = zip(rows_of(self.labels, self.sizes), quotas, strict=True)
+        parts = [rows[pick(rows, int(quota))] for rows, quota in groups if quota > 0]
         return np.sort(np.concatenate(parts))
 
 
-def check_within(within: Within, clusters: Clusters | None) -> None:
-    """Raises ValueError unless clusters are given where, and only where, they are used."""
-    if (within == "cluster") != (clusters is not None):
-        remedy = "give clusters: {k: ...}" if clusters is None else "set within: cluster, or remove clusters"
-        raise ValueError(f"within: {within} is given {'no ' if clusters is None else ''}clusters; {remedy}")
+@component
+class WithinGroups(OneByOne):
+    """A curator that works group by group. within: data, or each class or cluster by itself; clusters: these, if so."""
+
+    within: Within = "data"
+    clusters: Clusters | None = None
+
+    takes: ClassVar[frozenset[str]] = frozenset({"points", "images"})
+
+    def __post_init__(self) -> None:
+        if (self.within == "cluster") != (self.clusters is not None):
+            remedy = "give clusters: {k: ...}" if self.clusters is None else "set within: cluster, or remove clusters"
+            raise ValueError(f"within: {self.within} is given {'no ' if self.clusters is None else ''}clusters; {remedy}")
+
+    def groups(self, data: Measure, rng: Generator, work: Work | None) -> Groups:
+        """The groups of one data set. Raises ValueError for classes of data without labels."""
+        return grouped(data, self.within, self.clusters, rng, work)
 
 
 def grouped(data: Measure, within: Within, clusters: Clusters | None, rng: Generator, work: Work | None) -> Groups:

@@ -51,13 +51,13 @@ def _member(data: Measure, where: tuple[int, ...]) -> Measure:
     return Measure(data.points[where], data.weights[where], labels, origin)
 
 
-def _absent(dtype: np.dtype[Any]) -> Any:
+def absent(dtype: np.dtype[Any]) -> Any:
     """What stands in a table for a row that was not there."""
     return {"f": np.nan, "i": -1, "b": False}.get(dtype.kind, "")
 
 
 def _spread(column: NDArray[Any], rows: NDArray[np.int64], n: int) -> NDArray[Any]:
-    out = np.full(n, _absent(column.dtype), dtype=column.dtype)
+    out = np.full(n, absent(column.dtype), dtype=column.dtype)
     out[rows] = column
     return out
 
@@ -65,7 +65,7 @@ def _spread(column: NDArray[Any], rows: NDArray[np.int64], n: int) -> NDArray[An
 def _gathered(tables: list[tuple[int, Mapping[str, NDArray[Any]]]], members: int, data: Measure) -> dict[str, NDArray[Any]]:
     out: dict[str, NDArray[Any]] = {}
     for name, column in (tables[0][1] if tables else {}).items():
-        whole = np.full((members, data.n), _absent(column.dtype), dtype=column.dtype)
+        whole = np.full((members, data.n), absent(column.dtype), dtype=column.dtype)
         for k, table in tables:
             whole[k] = table[name]
         out[name] = whole.reshape(*data.batch, data.n)

@@ -6,7 +6,7 @@ Coverage-centric selection (Zheng et al. 2023) is keep: stratified with `drop`: 
 scores goes first, and the rest is kept evenly over the range of its scores. Source: Sorscher et al. (2022), for high and low.
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge, Lt
@@ -15,16 +15,14 @@ from pydantic import Strict
 
 from selfloop.component import Count, component
 from selfloop.curate.budget import Share, kept, opposite, proportional
-from selfloop.curate.cluster import Clusters
 from selfloop.curate.direction import STRATA, Keep, chosen_within, ranked, sane
-from selfloop.curate.groups import Within, check_within, decided, grouped
-from selfloop.curate.members import OneByOne
+from selfloop.curate.groups import WithinGroups, decided
 from selfloop.measure import Measure, Selection
 from selfloop.protocols import Score, Work
 
 
 @component
-class Prune(OneByOne):
+class Prune(WithinGroups):
     """`prune`: rows by a score.
 
     score: what is computed of each row; fraction: the share of rows that stays; keep: high, low, middle, interval or stratified
@@ -35,15 +33,8 @@ class Prune(OneByOne):
     score: Score
     fraction: Share
     keep: Keep
-    within: Within = "data"
-    clusters: Clusters | None = None
     drop: Annotated[float, Strict(), Ge(0), Lt(1)] = 0.0
     strata: Count = STRATA
-
-    takes: ClassVar[frozenset[str]] = frozenset({"points", "images"})
-
-    def __post_init__(self) -> None:
-        check_within(self.within, self.clusters)
 
     def select(self, data: Measure, rng: Generator, work: Work | None = None) -> Selection:
         """The rows of one data set that stay; table: score, and cluster and distance if there are clusters.
@@ -51,7 +42,7 @@ class Prune(OneByOne):
         Raises ValueError for scores that are not finite, and if `drop` leaves fewer rows than are to be kept.
         """
         scores = sane(self.score(data, rng, work and work.at("score")), data.n)
-        groups, m = grouped(data, self.within, self.clusters, rng, work), kept(data.n, self.fraction)
+        groups, m = self.groups(data, rng, work), kept(data.n, self.fraction)
         order, rank, sizes = ranked(groups.labels, scores, groups.k)
         left = np.sort(order[rank < (sizes - np.floor(sizes * self.drop + 0.5))[groups.labels[order]]])
         if m > len(left):
