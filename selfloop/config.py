@@ -487,7 +487,8 @@ def resolved(source: Source, points: Sequence[Point]) -> dict[str, Any]:
     tree: dict[str, Any] = describe(points[0].experiment)
     if not points[0].values:
         del tree["sweep"]
-    for path in sorted(points[0].values, key=len):
+    swept = points[0].values
+    for path in [path for path in swept if not any(path.startswith(f"{outer}.") for outer in swept)]:
         steps: Path_ = tuple(path.split("."))
         if steps[-1] == "kind" and "kind" not in _fields(_at(points[0].experiment, steps[:-1]).__class__):
             steps = steps[:-1]  # the options of one member of a slot are not those of another

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from annotated_types import Ge, Gt, Len, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
 from numpy.random import Generator
 from numpy.typing import NDArray
 from pydantic import Strict
@@ -199,14 +199,20 @@ class RegressionSource:
 class Digits:
     """1,797 handwritten digits of 8 x 8 pixels in [0, 1], ten classes, embedded in scikit-learn (no download).
 
-    held_out: the share of rows kept for comparison. Source: E. Alpaydin and C. Kaynak, UCI repository (1998).
+    held_out: the share of rows kept for comparison; components: points are their first principal components, of all digits, in
+    units of a pixel, and not pixels. Source: E. Alpaydin and C. Kaynak, UCI repository (1998).
     Raises ModuleNotFoundError, with the remedy, where scikit-learn is not installed.
     """
 
     held_out: Annotated[float, Strict(), Gt(0), Lt(1)] = 0.25
+    components: Annotated[int, Strict(), Ge(1), Le(61)] | None = None
 
     gives: ClassVar[frozenset[str]] = frozenset({"labels"})
-    d: ClassVar[int] = 64
+
+    @property
+    def d(self) -> int:
+        """Numbers of a point."""
+        return self.components or 64
 
     @property
     def rows(self) -> int:
@@ -217,8 +223,12 @@ class Digits:
         """All digits, in an order and with a held-out part of its own for every replicate."""
         try:
             from sklearn.datasets import load_digits
+            from sklearn.decomposition import PCA
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("the digits come with scikit-learn; run: pip install scikit-learn") from error
         images, labels = load_digits(return_X_y=True)
+        points = images / 16.0
+        if self.components is not None:
+            points = PCA(self.components, svd_solver="full").fit_transform(points)
         order = rng.permuted(np.tile(np.arange(len(images)), (replicates, 1)), axis=1)
-        return DataSet(images / 16.0, labels.astype(np.int64), order, self.rows)
+        return DataSet(points, labels.astype(np.int64), order, self.rows)

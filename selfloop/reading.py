@@ -267,9 +267,9 @@ def _step(here: Any, step: str | int, walked: Path_) -> Any:
 
 
 def at_path(tree: Any, path: Path_) -> Any:
-    """What stands at a path; raises LookupError or TypeError where there is nothing."""
+    """What stands at a path, with numbers for places in lists; raises LookupError or TypeError where there is nothing."""
     for step in path:
-        tree = tree[step]
+        tree = tree[int(step) if isinstance(tree, list) and str(step).isdecimal() else step]
     return tree
 
 
