@@ -238,7 +238,7 @@ def test_the_selection_of_one_data_set_is_in_the_shelf_and_that_of_a_batch_is_no
     expected = composed(algorithm.curators, data)
     np.testing.assert_array_equal(subset.index, expected.index)
     assert subset.config == {"curators": ["truncate", "Drop"]}
-    assert list(json.loads((tmp_path / "shelf" / "timings.json").read_text())) == ["0 truncate", "1 Drop"]
+    assert list(json.loads((tmp_path / "shelf" / "timings.json").read_text())) == ["0 truncate", "1 Drop", "fit"]
     assert not (tmp_path / "batch").exists()
 
 

@@ -519,6 +519,27 @@ def test_a_file_of_other_rows_or_of_no_sound_features_is_refused(values: Any, me
         embedded(FileEmbedding(path=str(tmp_path / "x.npy")), Measure.uniform(cloud(20, 2)))
 
 
+def test_a_file_of_a_whole_data_set_gives_shuffled_and_pruned_images_their_own_rows(tmp_path: Path) -> None:
+    """Features are the number of the image: what comes back is the place of each, in whatever order it is read."""
+    source = Images(path="digits").replicated(1, np.random.default_rng(0))
+    shuffled = source.take(0, 1000, np.random.default_rng(1))
+    place, file = shuffled.points.index, FileEmbedding(path=str(tmp_path / "x.npy"))
+    assert not np.array_equal(place, np.sort(place))
+    np.save(tmp_path / "x.npy", np.arange(1797, dtype=np.float32)[:, None])
+    whole = Measure.uniform(Rows(shuffled.points.parts, np.arange(1797)), batch=0)
+    for note in (None, {"sha256": fingerprint(whole)}):
+        if note is not None:
+            (tmp_path / "x.json").write_text(json.dumps(note))
+        for data in (shuffled, shuffled.subset(np.arange(0, 1000, 7))):
+            np.testing.assert_array_equal(embedded(file, data)[:, 0], data.points.index)
+    (tmp_path / "x.json").unlink()
+    np.save(tmp_path / "x.npy", np.arange(1000, dtype=np.float32)[:, None])
+    with pytest.raises(ValueError, match=r"1000 rows, and the points are 1000 of a data set of 1797; embed the whole data set"):
+        embedded(file, shuffled)
+    (tmp_path / "x.json").write_text(json.dumps({"sha256": fingerprint(shuffled)}))
+    np.testing.assert_array_equal(embedded(file, shuffled)[:, 0], np.arange(1000))
+
+
 def test_a_file_of_features_of_other_data_is_refused_by_the_note_beside_it(tmp_path: Path) -> None:
     data, note = Measure.uniform(cloud(20, 2)), tmp_path / "x.json"
     np.save(tmp_path / "x.npy", cloud(20, 3))

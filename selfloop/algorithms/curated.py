@@ -13,6 +13,7 @@ at least one, so that each row is seen as often as without curators.
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,13 +27,16 @@ from selfloop.curate.subset import FILE, Subset
 from selfloop.measure import Array, Data, Measure, Selection, finite
 from selfloop.protocols import Algorithm, Curator, Model, Tunable, Work
 
+TIMINGS = "timings.json"
+
 
 @component
 class Curated:
     """Fit `algorithm` to what `curators` leave, applied in order; none: to all data, a baseline under the same streams.
 
     epochs: `more`, the budget as it is, or `equal`. One data set's selection is written into the shelf of the fit as a subset
-    file (`selfloop.curate.subset`), and the seconds that each curator took beside it; that of a batch of replicates is not.
+    file (`selfloop.curate.subset`), and beside it the seconds of each curator and of the fit since it was last begun or gone on
+    with; that of a batch of replicates is not.
     Raises ValueError from `fit` for moments, and what the curators raise.
     """
 
@@ -93,8 +97,13 @@ class Curated:
         selection = chain.composed(taken, data)
         if work is not None and work.shelf is not None and not data.batch:
             self._shelve(work, data, selection, taken)
-        kept = selection.apply(data)
-        return self._spending(kept, data).fit(kept, fit_rng, work and work.at("fit"))
+        kept, began = selection.apply(data), time.monotonic()
+        model = self._spending(kept, data).fit(kept, fit_rng, work and work.at("fit"))
+        if work is not None and work.shelf is not None and not data.batch and ranks.rank() == 0:
+            seconds = {f"{number} {step.name}": round(step.seconds, 3) for number, step in enumerate(taken)}
+            seconds["fit"] = round(time.monotonic() - began, 3)
+            (work.shelf / TIMINGS).write_text(json.dumps(seconds, indent=2))
+        return model
 
     def restore(self, state: Mapping[str, Array]) -> Model:
         """The inner algorithm's model."""
@@ -126,5 +135,3 @@ class Curated:
         work.shelf.mkdir(parents=True, exist_ok=True)
         subset = Subset.made(data, selection, {"curators": [step.name for step in taken]})
         subset.write(work.shelf / FILE)
-        seconds = {f"{number} {step.name}": round(step.seconds, 3) for number, step in enumerate(taken)}
-        (work.shelf / "timings.json").write_text(json.dumps(seconds, indent=2))

@@ -1,4 +1,4 @@
-"""Features that were computed before, in a file: row i is that of point i."""
+"""Features that were computed before, in a file: row i is that of row i of the data set, in whatever order that is read."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from selfloop.component import component
 from selfloop.embed.features import Features, Floats
 from selfloop.embed.store import contents, fingerprint, gathered
 from selfloop.formats import expanded
-from selfloop.measure import Measure
+from selfloop.measure import Ints, Measure, Rows
 from selfloop.protocols import Work
 
 ROWS = 4096
@@ -20,8 +20,10 @@ ROWS = 4096
 class FileEmbedding:
     """`file`: the rows of a .npy file, float32 or float16 (n, d), mapped into memory; for one data set, in its order.
 
-    path: of the file ($VARIABLE is replaced). If NAME.json lies beside NAME.npy and has `sha256`, it must be that of the points
-    (`selfloop.embed.fingerprint`). Files of Python objects are refused: reading them can run code.
+    path: of the file ($VARIABLE is replaced). Images of a data set are found at their places in its files, however they were
+    shuffled or pruned; of points that are an array in memory, row i is that of point i. If NAME.json lies beside NAME.npy and
+    has `sha256`, it must be that of the points, or of the whole data set (`selfloop.embed.fingerprint`). Files of Python
+    objects are refused: reading them can run code.
     """
 
     path: str
@@ -43,15 +45,48 @@ class FileEmbedding:
         """The features (n, d) of the points. Raises ValueError for a file of other rows or of another kind."""
         path = Path(expanded("path", self.path))
         features = _mapped(path)
-        if len(features) != data.n:
-            raise ValueError(
-                f"{path} holds features of {len(features)} rows and the data have {data.n}; embed these data, and have "
-                "curators that drop rows come after"
-            )
-        _check_note(path.with_suffix(".json"), data)
-        if features.dtype == np.float32 and features.flags.c_contiguous:
+        places = _places(path, len(features), data)
+        if places is None and features.dtype == np.float32 and features.flags.c_contiguous:
             return np.asanyarray(features)
-        return gathered(lambda rows: features[rows], data.n, ROWS, work)
+        return gathered(lambda rows: features[rows if places is None else places[rows]], data.n, ROWS, work)
+
+
+def _places(path: Path, n: int, data: Measure) -> Ints | None:
+    """The places (data.n,) of the points among the n rows of the file; None where row i is that of point i."""
+    note, stored = path.with_suffix(".json"), _stored(data, n)
+    if note.exists():
+        noted, here = _noted(note), fingerprint(data)
+        if noted == here:
+            stored = None
+        elif stored is None or noted != (here := fingerprint(stored)):
+            raise ValueError(
+                f"{note} says features of data {noted}, and these data are {here}; embed these, or name their file"
+            )
+    elif isinstance(data.points, Rows) and stored is None:
+        raise ValueError(
+            f"{path} holds features of {n} rows, and the points are {data.n} of a data set of {_sizes(data.points).sum()}; "
+            "embed the whole data set in the order of its files, or say of which points they are by a note"
+        )
+    if stored is not None:
+        return np.asarray(data.points.index)
+    if n != data.n:
+        raise ValueError(
+            f"{path} holds features of {n} rows and the data have {data.n}; embed these data, and have curators that drop "
+            "rows come after"
+        )
+    return None
+
+
+def _stored(data: Measure, n: int) -> Measure | None:
+    """The first n rows of the files that lazy points are read from, in their order, where no point lies beyond them."""
+    points = data.points
+    if not isinstance(points, Rows) or points.index.max() >= n or n not in np.cumsum(_sizes(points)):
+        return None
+    return Measure.uniform(Rows(points.parts, np.arange(n)), batch=0)
+
+
+def _sizes(points: Rows) -> Ints:
+    return np.array([part.shape[0] for part in points.parts])
 
 
 def _mapped(path: Path) -> Any:
@@ -65,12 +100,8 @@ def _mapped(path: Path) -> Any:
     return found
 
 
-def _check_note(note: Path, data: Measure) -> None:
-    if not note.exists():
-        return
+def _noted(note: Path) -> str:
     try:
-        noted = json.loads(note.read_bytes())["sha256"]
+        return str(json.loads(note.read_bytes())["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{note} must be of the form {{"sha256": "..."}}: {error}; correct or remove it') from error
-    if noted != (found := fingerprint(data)):
-        raise ValueError(f"{note} says features of data {noted}, and these data are {found}; embed these, or name their file")
