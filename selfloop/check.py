@@ -20,6 +20,7 @@ def check(experiment: Experiment) -> list[Fault]:
         *_check_real(experiment),
         *_check_images(experiment),
         *check_curators(experiment.real, _curators(experiment)),
+        *_check_rows(experiment),
         *_check_labels(experiment),
         *_check_trackers(experiment),
         *(_check_statistics(experiment) if experiment.statistics else ()),
@@ -147,6 +148,28 @@ def check_curators(real: Any, curators: Iterable[tuple[Any, Path_]]) -> Iterator
         if d is not None and judged != d:
             text = f"judges points of dimension {judged}, and the real data ({kind_of(real)}) has dimension {d}"
             yield Fault(path, f"{text}; change one of them")
+
+
+def _check_rows(experiment: Experiment) -> Iterator[Fault]:
+    """Curators of more rows than the smallest generation has for them; those before them may leave fewer still."""
+    mix = experiment.mix
+    later = range(2, experiment.generations + 2)
+    handed_on = [mix.synthetic_size(g) * (2 if mix.correction > 0 else 1) for g in later]
+    first = mix.real_size(1) + (mix.pollution.n if mix.pollution else 0)
+    fitted_to = min([first, *(handed_on[:-1] if mix.type.real == "none" else [])])
+    for curator, path in _curators(experiment):
+        yield from check_rows([(curator, path)], min(handed_on) if path[:2] == ("mix", "curators") else fitted_to)
+
+
+def check_rows(curators: Iterable[tuple[Any, Path_]], n: int) -> Iterator[Fault]:
+    """Curators, and what is in them, that need more than n rows: `least_rows`, if it says so."""
+    for curator, path in curators:
+        for thing, place in _parts(curator, path):
+            least = getattr(thing, "least_rows", 0)
+            if least > n:
+                yield Fault(
+                    place, f"needs {least} rows or more, and there are {n}; ask for less, k for example, or give more rows"
+                )
 
 
 def _check_labels(experiment: Experiment) -> Iterator[Fault]:

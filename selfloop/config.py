@@ -317,6 +317,8 @@ def _made(cls: Any, options: dict[str, Any], path: Path_, failed: set[Any], faul
         faults += explained(error, path, options, failed)
     except (TypeError, ValueError) as error:
         faults += [] if failed else [owned(str(error), path, options)]
+    except ImportError as error:  # a package that it needs
+        faults.append(Fault(path, str(error)))
     else:
         lost = [name for name in _fields(cls) if not hasattr(made, name)]
         faults += [

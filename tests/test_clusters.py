@@ -1,5 +1,7 @@
 """k-means: against the definition of a fixed point, against scikit-learn, and the same for any number of threads."""
 
+import importlib.util
+import subprocess
 import sys
 import warnings
 
@@ -11,6 +13,9 @@ from pydantic import ValidationError
 from sklearn.cluster import KMeans
 
 from selfloop.curate.cluster import Clusters, faiss, in_order
+from selfloop.curate.density import KnnScore
+from selfloop.curate.distance import PrototypeScore, RandomScore
+from selfloop.curate.graph import D2
 from selfloop.measure import Measure
 
 METRICS = ("euclidean", "cosine")
@@ -185,7 +190,23 @@ def test_settings_outside_their_range_are_refused(wrong):
         Clusters(**wrong)
 
 
-def test_without_faiss_the_error_says_what_installs_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install faiss-cpu"):
-        Clusters(k=2).of(np.eye(4, dtype=np.float32), np.random.default_rng(0))
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Clusters(k=2),
+        KnnScore,
+        lambda: PrototypeScore(k=2),
+        lambda: D2(score=RandomScore(), fraction=0.5, keep="high"),
+    ],
+)
+def test_without_faiss_what_needs_it_is_not_made_and_the_error_says_what_installs_it(monkeypatch, made):
+    made()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "faiss" else find(name))
+    with pytest.raises(ModuleNotFoundError, match="need faiss; run: pip install faiss-cpu"):
+        made()
+
+
+def test_faiss_is_looked_for_and_not_imported_when_clusters_are_made():
+    code = "import sys; from selfloop.curate.cluster import Clusters; Clusters(k=2); sys.exit('faiss' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,6 +1,7 @@
 """Configuration: all faults are found at once, with their line, path, what was given, what is allowed, the nearest name."""
 
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import re
@@ -319,6 +320,24 @@ PAIRS = {
         "mix {n_real: 50, curators: [{kind: reward, strength: 1.0, target: [0]}]}",
         "statistics false",
     ),
+    "more clusters than real rows": (
+        "algorithm.curators[0].clusters",
+        "needs 51 rows or more, and there are 50; ask for less",
+        "algorithm {kind: curated, algorithm: kde, curators: [{kind: inverse_frequency, clusters: {k: 51}}]}",
+    ),
+    "more clusters than rows handed on": (
+        "mix.curators[1].clusters",
+        "needs 41 rows or more, and there are 40",
+        "mix {n_real: 50, n_synthetic: [60, 40], curators: "
+        "[{kind: truncate, radius: 9}, {kind: inverse_frequency, clusters: {k: 41}}]}",
+    ),
+    "fewer rows than neighbours in a later generation": (
+        "algorithm.curators[0].score",
+        "needs 31 rows or more, and there are 30",
+        "mix {kind: fully_synthetic, n_real: 50, n_synthetic: 30}",
+        "algorithm {kind: curated, algorithm: kde, curators: "
+        "[{kind: prune, score: {kind: knn, k: 30}, fraction: 0.5, keep: low}]}",
+    ),
     "rows of a fixed design": (
         "mix.n_synthetic",
         "must be n_real = 50",
@@ -359,6 +378,37 @@ def test_a_pair_that_does_not_fit_is_refused_before_anything_runs(write, case):
     line = list(SIMPLE).index(path.split(".")[0]) + 1
     assert found.startswith(f"{file}:{line}: {path}: ")
     assert fragment in found
+
+
+CURATED = "{kind: curated, algorithm: kde, curators: [{kind: inverse_frequency, clusters: {k: K}}]}"
+HANDED_ON = "n_real: 50, n_synthetic: 40, curators: [{kind: inverse_frequency, clusters: {k: K}}]"
+
+
+@pytest.mark.parametrize(
+    ("k", "mix", "algorithm"),
+    [
+        (50, "{n_real: 50, n_synthetic: 9}", CURATED),
+        (60, "{n_real: 50, pollution: {n: 10, algorithm: gaussian}}", CURATED),
+        (40, "{" + HANDED_ON + "}", "gaussian"),
+        (80, "{correction: 1.0, " + HANDED_ON + "}", "gaussian"),
+    ],
+)
+def test_as_many_clusters_as_rows_are_allowed_and_one_more_is_not(write, k, mix, algorithm):
+    def text(k):
+        return simple(mix=mix.replace("K", str(k)), algorithm=algorithm.replace("K", str(k)))
+
+    assert load(read(write(text(k))))
+    (found,) = complaints(write(text(k + 1)))
+    assert f"curators[0].clusters: needs {k + 1} rows or more, and there are {k};" in found
+
+
+def test_a_missing_package_is_told_at_the_part_that_needs_it(write, monkeypatch):
+    file = write(simple(algorithm=CURATED.replace("K", "3")))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "faiss" else find(name))
+    (found,) = complaints(file)
+    remedy = "clusters and nearest neighbours need faiss; run: pip install faiss-cpu"
+    assert found == f"{file}:6: algorithm.curators[0].clusters: {remedy}"
 
 
 def test_all_faults_are_told_at_once_in_the_order_of_the_file(write):

@@ -1,6 +1,7 @@
 """The tool `selfloop curate`: its file, its page, what it survives and what it refuses; and the file in other trainers."""
 
 import base64
+import importlib.util
 import io
 import json
 import re
@@ -473,6 +474,24 @@ def test_a_curator_can_be_corrected_and_what_was_done_before_it_stays(here):
     assert "curators[1] (balance): 80 clusters need as many rows, and there are 50; set clusters.k to 50 or less" in said
     curate(bad, "curators.1.clusters.k=5", "--out", "results", "--save-every", "0")
     assert Path("calls").read_text() == "0 "
+
+
+def test_more_clusters_than_rows_are_refused_before_the_first_curator_does_anything(here):
+    bad = TWO | {"curators": [TWO["curators"][0], {"kind": "balance", "clusters": {"k": 101}}]}
+    said = curate(bad, "--out", "results", "--save-every", "0", code=2)
+    assert "curators[1].clusters: needs 101 rows or more, and there are 100; ask for less" in said
+    assert not Path("calls").exists()
+    curate(bad, "curators.1.clusters.k=5", "--out", "results")
+    assert Path("calls").read_text() == "0 "
+
+
+def test_without_faiss_nothing_is_read_and_the_place_is_said(here, monkeypatch):
+    tree = PLANE | {"curators": [{"kind": "balance", "clusters": {"k": 2}}]}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "faiss" else find(name))
+    said = curate(tree, code=2)
+    assert "curators[0].clusters: clusters and nearest neighbours need faiss; run: pip install faiss-cpu" in said
+    assert not Path("curated").exists()
 
 
 def test_what_is_finished_is_not_done_again_and_not_overwritten(here):

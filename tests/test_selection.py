@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from scipy.optimize import minimize
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
+from scipy.stats import sem
 
 from selfloop.component import component
 from selfloop.curate import dedup
@@ -676,6 +677,48 @@ def test_kernel_herding_matches_more_of_the_law_than_its_mean():
 
     found = Herding(fraction=0.1, kernel="rbf", bandwidth=2.0)(Measure.uniform(x), np.random.default_rng(1))
     assert discrepancy(found.index) < 0.5 * min(discrepancy(rng.choice(400, 40, replace=False)) for _ in range(20))
+
+
+def herded_by_kernel(kernel, m):
+    """The definition, with an n x n kernel."""
+    mean, sums, picked = kernel.mean(axis=1), np.zeros(len(kernel)), []
+    for t in range(m):
+        gain = (t + 1) * mean - sums
+        gain[picked] = -np.inf
+        picked.append(int(gain.argmax()))
+        sums += kernel[:, picked[-1]]
+    return np.array(picked)
+
+
+@pytest.mark.parametrize(
+    ("d", "frequencies", "sets", "times_exact", "share_of_random"),
+    [(2, 512, 12, 3, 0.05), (16, 512, 6, 3, 0.2), (384, 512, 6, 3, 0.6), (384, 2048, 6, 2, 0.45)],
+)
+def test_random_waves_herd_nearly_as_well_as_the_kernel_itself(d, frequencies, sets, times_exact, share_of_random):
+    """Squared discrepancy, exact kernel, of 200 of 2000 rows of 20 clusters, over exact herding's and over that at random.
+
+    Means over `sets` data sets; they stay below the bounds by more than 4 of their standard errors: 1.55 ± .14 and .014 ± .001
+    in the plane, 1.72 ± .06 and .112 ± .004 in 16 dimensions, 1.59 ± .02 and .39 ± .01 in 384, there 1.26 ± .01 and .307 ± .003
+    by 2048 waves.
+    """
+    over_exact, over_random = [], []
+    for seed in range(sets):
+        rng = np.random.default_rng(200 + seed)
+        x = (rng.standard_normal((20, d))[rng.integers(0, 20, 2000)] + 0.7 * rng.standard_normal((2000, d))).astype(np.float32)
+        sigma = median_distance(x, rng) / np.sqrt(2)
+        lengths = np.einsum("nd,nd->n", x, x, dtype=np.float64)
+        squares = np.maximum(lengths[:, None] + lengths - 2 * (x.astype(float) @ x.T.astype(float)), 0)
+        kernel = np.exp(-squares / (2 * sigma**2))
+
+        def discrepancy(rows, kernel=kernel):
+            return kernel.mean() - 2 * kernel[:, rows].mean() + kernel[np.ix_(rows, rows)].mean()
+
+        herding = Herding(fraction=0.1, kernel="rbf", frequencies=frequencies, bandwidth=sigma)
+        ours = discrepancy(herding(Measure.uniform(x), rng).index)
+        over_exact.append(ours / discrepancy(herded_by_kernel(kernel, 200)))
+        over_random.append(ours / np.mean([discrepancy(rng.choice(2000, 200, replace=False)) for _ in range(10)]))
+    for ratios, bound in ((over_exact, times_exact), (over_random, share_of_random)):
+        assert np.mean(ratios) + 4 * sem(ratios) < bound
 
 
 # Graph -----------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ Rows are read and assigned a block at a time, each block by one thread, and adde
 of a few blocks and the centres, features may be a memory map, and the result is the same to the bit for any number of threads.
 """
 
+import importlib.util
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -73,6 +74,7 @@ class Clusters:
     iterations: of Lloyd's, at most; restarts: runs, of which the one of least cost stays; sample: rows a cluster that centres
     are trained on.
     Source: Lloyd (1982); Arthur & Vassilvitskii (2007); Johnson et al. (2019) for faiss.
+    Raises ModuleNotFoundError without faiss.
     """
 
     k: Count
@@ -82,6 +84,14 @@ class Clusters:
     restarts: Count = 1
     sample: Count = 256
 
+    def __post_init__(self) -> None:
+        needs_faiss()
+
+    @property
+    def least_rows(self) -> int:
+        """A row for each cluster."""
+        return self.k
+
     def __call__(self, data: Measure, rng: Generator, work: Work | None = None) -> Clustering:
         """The clusters of one data set. Raises what embedding it and `of` raise."""
         return self.of(embedded(self.features, data, work), rng)
@@ -89,8 +99,7 @@ class Clusters:
     def of(self, features: Any, rng: Generator) -> Clustering:
         """The clusters of features (n, d), an array or a memory map; warns if some are empty.
 
-        Raises ValueError for k > n, features that are not finite, or a row of zeros with metric cosine; ModuleNotFoundError
-        without faiss.
+        Raises ValueError for k > n, features that are not finite, or a row of zeros with metric cosine.
         """
         n = features.shape[0]
         if self.k > n:
@@ -243,11 +252,16 @@ def _libraries() -> ThreadpoolController:
 
 def faiss() -> Any:
     """The library. Raises ModuleNotFoundError with what installs it."""
-    try:
-        import faiss as library
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("clusters and nearest neighbours need faiss; run: pip install faiss-cpu") from error
+    needs_faiss()
+    import faiss as library
+
     return library
+
+
+def needs_faiss() -> None:
+    """Raises ModuleNotFoundError, with what installs it, where faiss is not installed; it is looked for, not imported."""
+    if importlib.util.find_spec("faiss") is None:
+        raise ModuleNotFoundError("clusters and nearest neighbours need faiss; run: pip install faiss-cpu")
 
 
 def _mean(features: Any) -> Floats:

@@ -26,7 +26,7 @@ from pydantic import Strict
 
 from selfloop import covariance
 from selfloop.component import Count, Switch, component
-from selfloop.curate.cluster import Clusters, faiss, in_order
+from selfloop.curate.cluster import Clusters, faiss, in_order, needs_faiss
 from selfloop.embed import Embedding, FeatureMoments, PixelEmbedding, blocks, embedded
 from selfloop.embed.pca import EXPLAINED, Share, least_that_explain
 from selfloop.laws import Gaussian
@@ -130,6 +130,7 @@ class KnnScore:
     k: which; features: of what, the points themselves by default; per_class: among the rows of the same class. cells: rows are
     put into so many cells by k-means, and neighbours sought in the `probes` nearest ones: time in proportion to the rows of a
     cell and not to all, and distances that may be too large, never too small. Without it all rows are looked at.
+    Raises ModuleNotFoundError without faiss.
     """
 
     k: Count = 5
@@ -140,10 +141,18 @@ class KnnScore:
 
     takes: ClassVar[frozenset[str]] = frozenset({"points", "images"})
 
+    def __post_init__(self) -> None:
+        needs_faiss()
+
+    @property
+    def least_rows(self) -> int:
+        """A row and its k neighbours."""
+        return self.k + 1
+
     def __call__(self, data: Measure, rng: Generator, work: Work | None = None) -> Array:
         """The distances (n,), in units of the features, in O(n^2 d) time without cells and the memory of a few blocks.
 
-        Raises ValueError if a class has k rows or fewer, ModuleNotFoundError without faiss.
+        Raises ValueError if a class has k rows or fewer.
         """
         x, out = embedded(self.features, data, work), np.empty(data.n)
         middle = np.asarray(x[:: max(data.n // QUERIES, 1)]).mean(axis=0)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import Generator
 
 from selfloop.component import Count, Switch, component
-from selfloop.curate.cluster import Clusters
+from selfloop.curate.cluster import Clusters, needs_faiss
 from selfloop.curate.density import classes
 from selfloop.embed import Embedding, PixelEmbedding, blocks, embedded
 from selfloop.measure import Array, Measure
@@ -46,13 +46,21 @@ class CentreScore:
 class PrototypeScore:
     """`prototypes`: 1 - cos to the centre of the row's own cluster, by spherical k-means.
 
-    k: clusters; features: of what, the points themselves by default.
+    k: clusters; features: of what, the points themselves by default. Raises ModuleNotFoundError without faiss.
     """
 
     k: Count
     features: Embedding = PixelEmbedding()
 
     takes: ClassVar[frozenset[str]] = frozenset({"points", "images"})
+
+    def __post_init__(self) -> None:
+        needs_faiss()
+
+    @property
+    def least_rows(self) -> int:
+        """A row for each cluster."""
+        return self.k
 
     def __call__(self, data: Measure, rng: Generator, work: Work | None = None) -> Array:
         """The distances (n,), in [0, 2]. Raises ValueError for k > n, and for a row of features that is zero."""

@@ -18,7 +18,7 @@ from numpy.random import Generator
 
 from selfloop.component import Count, NonNegative, component
 from selfloop.curate.budget import Share, kept, proportional
-from selfloop.curate.cluster import faiss, in_order
+from selfloop.curate.cluster import faiss, in_order, needs_faiss
 from selfloop.curate.direction import sane
 from selfloop.curate.groups import WithinGroups, decided
 from selfloop.embed import Embedding, Floats, PixelEmbedding, blocks, embedded, sound
@@ -36,6 +36,7 @@ class D2(WithinGroups):
     score: what is computed of each row; fraction: the share of rows that stays; keep: high or low scores; features: in which
     neighbours are near; neighbours: k; gamma: how fast reverse messages fall, in one over the unit of the features; within:
     data, or each class or cluster by itself, which then bounds the graph and its cost, O(n_g^2 d) for a group of n_g rows.
+    Raises ModuleNotFoundError without faiss.
     """
 
     score: Score
@@ -45,10 +46,14 @@ class D2(WithinGroups):
     neighbours: Count = 10
     gamma: NonNegative = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        needs_faiss()
+
     def select(self, data: Measure, rng: Generator, work: Work | None = None) -> Selection:
         """The rows of one data set that stay; table: score as it was given, and cluster and distance if there are clusters.
 
-        Raises ValueError for scores or features that are not finite, ModuleNotFoundError without faiss.
+        Raises ValueError for scores or features that are not finite.
         """
         scores = sane(self.score(data, rng, work and work.at("score")), data.n)
         (features,) = sound("d2", 1, features=embedded(self.features, data, work and work.at("features")))

@@ -33,7 +33,7 @@ import yaml
 from annotated_types import Ge, Len
 from pydantic import Field, Strict
 
-from selfloop.check import check_curators
+from selfloop.check import check_curators, check_rows
 from selfloop.component import Count, component
 from selfloop.config import describe, loaded
 from selfloop.curate import chain
@@ -41,7 +41,7 @@ from selfloop.curate.subset import FILE, Subset, digest
 from selfloop.data import SourceFactory
 from selfloop.measure import READ, Measure, Rows
 from selfloop.protocols import Curator
-from selfloop.reading import ConfigError, Fault, Source, read
+from selfloop.reading import ConfigError, Fault, Source, dotted, read
 from selfloop.registry import kind_of
 from selfloop.work import FolderWork, replaced
 
@@ -145,6 +145,7 @@ class Curating:
             self.seconds["data"] = time.monotonic() - began
             if before is not None:
                 return self._again(before, known[0])
+            self._check_rows(data.n)
             self._write(CONFIG, self._config)
             taken = self._steps(data, known[0])
             subset = Subset.made(data, chain.composed(taken, data), self.curation.resolved, known)
@@ -190,6 +191,11 @@ class Curating:
         self.notes.append("this was finished before; nothing was done")
         self.seconds = json.loads((self.folder / TIMINGS).read_text())
         return before
+
+    def _check_rows(self, n: int) -> None:
+        faults = list(check_rows([(one, ("curators", k)) for k, one in enumerate(self.curation.curators)], n))
+        if faults:
+            raise CurateError("\n".join(f"{dotted(fault.path)}: {fault.text}" for fault in faults))
 
     def _steps(self, data: Measure, sha256: str) -> list[chain.Step]:
         curators = [kept_features(one, self.cache) if self.cache else one for one in self.curation.curators]
