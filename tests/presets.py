@@ -14,6 +14,8 @@ SMALLER = {
     "ffhq64_sims": ["mix.n_real=900"],
     "imagenet64_sims": ["mix.n_real=900"],
     "imagenet512_sims": ["mix.n_real=900"],
+    "imagenet256_pruning": ["mix.n_real=1100"],
+    "celebahq_pruning": ["mix.n_real=1000"],
 }
 
 
@@ -25,6 +27,10 @@ def stand_ins(folder: Path) -> dict[str, str]:
     _zip(folder / "images.zip")
     np.save(folder / "latents.npy", np.zeros((IMAGES, 4, 64, 64), np.float32)[:, :, :1].repeat(64, axis=2))
     np.save(folder / "labels.npy", np.arange(IMAGES))
+    for channels in (4, 8):
+        shape = (IMAGES + 200, channels, 32, 32)
+        np.lib.format.open_memmap(folder / f"latents{channels}.npy", "w+", np.dtype(np.float32), shape)  # a sparse file
+    np.save(folder / "labels8.npy", np.arange(IMAGES + 200) % IMAGES)
     return {
         "FASHION_MNIST": str(folder),
         "CIFAR10": str(folder / "cifar10.npz"),
@@ -34,6 +40,10 @@ def stand_ins(folder: Path) -> dict[str, str]:
         "IMAGENET512_LABELS": str(folder / "labels.npy"),
         "AUTOENCODER": str(folder),
         "IMAGENET512_REFERENCE": str(folder / "reference.npz"),
+        "IMAGENET256_LATENTS": str(folder / "latents8.npy"),
+        "IMAGENET256_LABELS": str(folder / "labels8.npy"),
+        "CELEBAHQ_LATENTS": str(folder / "latents4.npy"),
+        "FEATURES": str(folder / "features"),
     }
 
 

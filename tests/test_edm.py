@@ -329,6 +329,7 @@ def test_learned_weights_of_the_noise_levels_are_learned():
     [
         ("digits_sims", (1, 8, 8), 309_345),
         ("cifar10_sims", (3, 32, 32), 55_733_891),
+        ("cifar10_pruning", (3, 32, 32), 55_733_891),
         ("ffhq64_sims", (3, 64, 64), 61_805_571),
         ("imagenet64_sims", (3, 64, 64), 280.2e6),
         ("imagenet512_sims", (4, 64, 64), 280.2e6),
