@@ -25,6 +25,11 @@ FIGURES = [
     "digits_control",
     "digits_loop",
     "curation_2d",
+    "pruning_2d",
+    "pruning_digits",
+    "digits_pruning",
+    "digits_reweighting",
+    "digits_skewed",
 ]
 
 

@@ -339,8 +339,10 @@ def test_coverage_centric_selection_drops_the_highest_scores_first():
 
 
 def test_a_drop_that_leaves_too_few_rows_is_refused():
-    with pytest.raises(ValueError, match=r"drop: 0\.6 leaves 16 of 40 rows, and fraction: 0\.5 keeps 20"):
-        Prune(score=First(), fraction=0.5, keep="low", drop=0.6)(cloud(40), np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"drop: 0\.6 leaves 0\.4 of the rows, and fraction: 0\.5 keeps more"):
+        Prune(score=First(), fraction=0.5, keep="low", drop=0.6)
+    with pytest.raises(ValueError, match=r"drop: 0\.5 leaves 2 of 5 rows, and fraction: 0\.5 keeps 3"):
+        Prune(score=First(), fraction=0.5, keep="low", drop=0.5)(cloud(5), np.random.default_rng(0))
 
 
 def test_classes_of_data_without_labels_are_refused():

@@ -36,6 +36,15 @@ class Prune(WithinGroups):
     drop: Annotated[float, Strict(), Ge(0), Lt(1)] = 0.0
     strata: Count = STRATA
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fraction + self.drop > 1 + 1e-9:
+            left, more = (
+                f"drop: {self.drop:g} leaves {1 - self.drop:.3g} of the rows",
+                f"fraction: {self.fraction:g} keeps more",
+            )
+            raise ValueError(f"{left}, and {more}; lower one of them")
+
     def select(self, data: Measure, rng: Generator, work: Work | None = None) -> Selection:
         """The rows of one data set that stay; table: score, and cluster and distance if there are clusters.
 
