@@ -5,7 +5,7 @@
     1.28 * 10^6 memory-mapped rows        k-means, quotas, k-NN score, SemDeDup, each in a process of its own          < 4 GiB
 
 python -m pytest benchmarks/bench_curation.py --benchmark-only -s -p no:xdist
-python -m pytest benchmarks/bench_curation.py --benchmark-only -s -p no:xdist -m slow     (a quarter of an hour, 2 GB of disk)
+python -m pytest benchmarks/bench_curation.py --benchmark-only -s -p no:xdist -m slow     (ten minutes, 2 GB of disk)
 
 The second takes ROWS=10000,100000 in the environment for other numbers of rows. Peak memory is the resident set, with what is
 mapped of the file of features. Times are those of the processor, all threads together; slopes are those of ln(seconds) over

@@ -21,6 +21,7 @@ import yaml
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
+from figures import digits_pruning
 from selfloop import theory
 from selfloop.config import load
 from selfloop.curate import tool
@@ -277,7 +278,7 @@ def ends(name, metric):
 def written(section, numbers):
     """The rows of a section of paper_repro.md that hold so many numbers with a standard error."""
     text = (ROOT / "paper_repro.md").read_text().partition(f"### {section}\n")[2].partition("\n### ")[0]
-    rows = [re.findall(r"(\d?\.\d+) ±", line) for line in text.splitlines() if line.startswith("|")]
+    rows = [re.findall(r"(\d*\.\d+) ±", line) for line in text.splitlines() if line.startswith("|")]
     return np.array([[float(value) for value in row] for row in rows if len(row) == numbers])
 
 
@@ -344,6 +345,19 @@ def test_the_numbers_of_the_loop_on_digits_are_those_kept():
     standard, sims = (curves(table, "fd", {"algorithm": name}) for name in ("standard", "SIMS"))
     expected = np.stack([standard.mean(axis=0), sims.mean(axis=0), (standard - sims).mean(axis=0)], axis=1)
     np.testing.assert_allclose(written("A loop on handwritten digits", 3), expected, atol=6e-3)
+
+
+def kept_table(name):
+    return load_generations(ROOT / "figures" / "data" / name).astype({"value": float})
+
+
+def test_the_numbers_of_pruning_of_digits_are_those_kept():
+    table, methods = kept_table("digits_pruning"), ("random", "near", "far", "balanced", "low loss", "high loss")
+    names = ["all data", *(f"{method} {ratio}" for ratio in (".5", ".9") for method in methods)]
+    names += [f"{method} {ratio}, equal epochs" for ratio in (".5", ".9") for method in ("random", "balanced")]
+    metrics = ("fd", "precision", "recall", "novelty", "vendi")
+    expected = [[digits_pruning.values(table, metric, name).mean() for metric in (*metrics, "class_tv")] for name in names]
+    np.testing.assert_allclose(written("Pruning of handwritten digits", 6), expected, atol=6e-3)
 
 
 def test_the_numbers_of_curation_in_the_plane_are_those_kept():
