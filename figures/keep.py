@@ -6,7 +6,8 @@ figures/data/NAME/ then holds config.yaml and environment.json as they were, and
                                             metric^power in place of replicate and value (see figures.averages), as float64
     all others                              the metrics that are drawn, every replicate, value as float32
 
-Pictures of samples that the run wrote of its first replicates come along in pictures/.
+Pictures of samples that the run wrote of its first replicates come along in pictures/, and what a figure reads of the shelves
+of fits in a file of JSON, which the function `beside` of its module gives.
 
 Which it is, the function `kept` of the figure's module says; the figure draws from kept(table), and kept(kept(table)) is
 kept(table), so nothing a figure needs can be missing. The file is compressed by zstd at level 19 with the bytes of each number
@@ -15,9 +16,11 @@ split into streams, which takes a tenth off. `python -m figures` reads these res
 
 import argparse
 import importlib
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -57,7 +60,9 @@ def write(table: pd.DataFrame, path: Path) -> None:
 
 def keep(name: str, results: Path, out: Path) -> list[Path]:
     """Copy a run to `out` in small form; the files written. Raises RunError if the run is not finished or too large."""
-    table = small(importlib.import_module(f"figures.{name}").kept(load_generations(results)))
+    module = importlib.import_module(f"figures.{name}")
+    table = small(module.kept(load_generations(results)))
+    beside: dict[str, Any] = module.beside(results) if hasattr(module, "beside") else {}
     out.mkdir(parents=True, exist_ok=True)
     files = [out / "generations.parquet", out / "config.yaml", out / "environment.json"]
     try:
@@ -74,6 +79,9 @@ def keep(name: str, results: Path, out: Path) -> list[Path]:
             f"{name} would take {size:,} bytes and a kept file may take {LIMIT:,}; average over replicates in figures/{name}.py"
         )
     temporary.replace(files[0])
+    for read, value in beside.items():
+        (out / read).write_text(json.dumps(value, indent=1) + "\n")
+        files.append(out / read)
     for folder in (results / PICTURES, results / KEPT_PICTURES):
         for picture in sorted(folder.glob("*chunk=0,*.png")):
             (out / KEPT_PICTURES).mkdir(exist_ok=True)

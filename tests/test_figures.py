@@ -110,7 +110,8 @@ def test_without_a_run_the_kept_results_are_read_and_a_run_comes_first(tmp_path,
 def test_what_is_kept_is_small_and_complete():
     assert sorted(path.name for path in DATA.iterdir() if path.is_dir()) == sorted(command.FIGURES)
     for name in command.FIGURES:
-        assert {path.name for path in (DATA / name).iterdir()} - {"pictures"} == set(KEPT)
+        beside = {import_module(f"figures.{name}").BESIDE} if hasattr(import_module(f"figures.{name}"), "BESIDE") else set()
+        assert {path.name for path in (DATA / name).iterdir()} - {"pictures"} == set(KEPT) | beside
     sizes = [path.stat().st_size for path in DATA.rglob("*") if path.is_file()]
     assert max(sizes) < 4_000_000
     assert sum(sizes) < 8_000_000
@@ -121,6 +122,8 @@ def test_keeping_what_is_kept_changes_nothing(name, tmp_path):
     keep.keep(name, DATA / name, tmp_path)
     assert {path.name for path in tmp_path.rglob("*.png")} == {path.name for path in (DATA / name).rglob("*.png")}
     pd.testing.assert_frame_equal(load_generations(tmp_path), load_generations(DATA / name))
+    for file in DATA.joinpath(name).glob("*.json"):
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_run_is_kept_only_when_it_is_whole(tmp_path):
