@@ -64,7 +64,7 @@ def draw(results: Path) -> Figure:
         for axes, metric in zip(panels, ("fd", "precision", "novelty", "vendi"), strict=True):
             _point(axes, values(table, metric, point), methods.index(method), ratio)
         _point(panels[1], values(table, "recall", point), methods.index(method), ratio, filled=False)
-    panels[0].set(xscale="log", xlabel="FD  (squared unit)", title="(a) Distance")
+    panels[0].set(xscale="log", ylabel="rows that stay", xlabel="FD  (squared unit)", title="(a) Distance")
     panels[0].set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
     panels[0].xaxis.set_minor_locator(NullLocator())
     panels[0].set_yticks(range(len(methods)), methods)

@@ -119,8 +119,8 @@ def draw(results: Path) -> Figure:
     effective = np.mean([fit["weights"]["effective"][-1] for fit in weighed if fit["curators"] == AFTER])
     note(
         figure,
-        f"Points: mean of {runs} trainings ± 1 standard error; {n:,} samples each. (a), (b) The longest training. (c) Effective\n"
-        f"classes at the end {effective:.1f} of {CLASSES}. (d) Seconds of curators, and of training at the rate of all fits.",
+        f"Points: mean of {runs} trainings ± 1 standard error; {n:,} samples each. (a), (b) The longest training. (c) "
+        f"Effective\nclasses at the end: {effective:.1f}. (d) Seconds of curators, and of training at the rate of all fits.",
     )
     return figure
 

@@ -55,12 +55,12 @@ def draw(results: Path) -> Figure:
         _point(panels["fd"], curves(table, "fd", {CURATORS: point})[:, -1], number)
     axes.set(xlabel="digit", ylabel="share of samples", title="(a) Classes", xticks=range(CLASSES), ylim=(0, None))
     axes.legend(loc="upper right")
-    panels["kl"].set(xlabel="KL to uniform  (nats)", title="(b) Balance", xlim=(0, None))
+    panels["fd"].sharey(panels["kl"])
+    panels["kl"].set(ylabel="training rows", xlabel="KL to uniform  (nats)", title="(b) Balance", xlim=(0, None))
     panels["fd"].set(xlabel="FD to balanced digits", title="(c) Distance")
     panels["kl"].set_yticks(range(len(points)), points)
-    panels["fd"].set_yticks(range(len(points)), [""] * len(points))
-    for name in ("kl", "fd"):
-        panels[name].set_ylim(len(points) - 0.5, -0.5)
+    panels["kl"].set_ylim(len(points) - 0.5, -0.5)
+    panels["fd"].tick_params(labelleft=False)
     for letter, name, (point, seen) in zip("de", ("first", "last"), shown.items(), strict=True):
         if seen is not None:
             panels[name].imshow(seen[: seen.shape[0] // 2 + 1], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
