@@ -23,6 +23,7 @@ fig4_score_net, fig5_2d = import_module("figures.fig4_score_net"), import_module
 mode_loss, runaway = import_module("figures.mode_loss"), import_module("figures.runaway")
 control_2d, sims_vs_neon = import_module("figures.control_2d"), import_module("figures.sims_vs_neon")
 best = import_module("figures.omega_eta").best
+reweighting = import_module("figures.digits_reweighting")
 
 DATA = Path(command.HERE) / "data"
 KEPT = ["config.yaml", "environment.json", "generations.parquet"]
@@ -274,3 +275,30 @@ def test_control_is_compared_with_the_total_variation_of_the_base_to_the_target(
 def test_a_sweep_without_what_the_figure_compares_is_refused(name, paths, metrics, missing, tmp_path):
     with pytest.raises(RunError, match=missing):
         import_module(f"figures.{name}").draw(stored(tmp_path, grid(paths, metrics)))
+
+
+def test_the_speed_up_counts_curation_and_is_nothing_where_the_distance_is_not_reached():
+    """FD = c / budget: half the c comes to the same FD in half the time, 60 s a million images, and 30 s of curators."""
+    rows = [
+        {
+            reweighting.CURATORS: name,
+            reweighting.BUDGET: budget,
+            "replicate": r,
+            "generation": 1,
+            "metric": "fd",
+            "value": c * (1 + r) / budget,
+        }
+        for name, c in ((reweighting.ALL, 1.0), ("better", 0.5), ("worse", 4.0))
+        for budget in (1.0, 2.0, 4.0)
+        for r in range(3)
+    ]
+    fits = [
+        {"curators": name, "budget": budget, "seconds": {"0 prune": spent, "fit": 60 * budget}}
+        for name, spent in ((reweighting.ALL, 0.0), ("better", 30.0), ("worse", 30.0))
+        for budget in (1.0, 2.0, 4.0)
+    ]
+    table = pd.DataFrame(rows)
+    assert reweighting.speed_up(table, fits, reweighting.ALL, 2.0) == pytest.approx([1, 1, 1])
+    assert reweighting.speed_up(table, fits, "better", 4.0) == pytest.approx(np.full(3, 240 / (120 + 30)))
+    assert reweighting.speed_up(table, fits, "better", 2.0) == pytest.approx(np.full(3, 120 / (60 + 30)))
+    assert np.isnan(reweighting.speed_up(table, fits, "worse", 2.0)).all()
