@@ -13,7 +13,7 @@ PANELS = {
     "Likelihood, neighbours": ["likelihood high", "likelihood low", "neighbour near", "neighbour far"],
     "Distance to a centre": ["clusters near", "clusters far", "moderate"],
     "Quotas of clusters": ["clusters balanced", "clusters by density", "hierarchical"],
-    "Cover": ["k-center", "herding", "kernel herding", "coverage", "D2"],
+    "Cover": ["k-center", "herding", "kernel herding", "stratified", "D2"],
     "Classifiers": ["forgotten", "unforgotten", "EL2N high", "EL2N low"],
     "Surrogates": ["loss high", "loss low", "loss interval", "gradient high", "gradient low", "MoSo high", "MoSo low"],
 }

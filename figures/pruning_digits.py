@@ -14,7 +14,7 @@ PANELS = {
     "Neighbours": ["neighbour near", "neighbour far", "moderate"],
     "Distance to a centre": ["clusters near", "clusters far", "prototypes near", "prototypes far"],
     "Quotas of clusters": ["clusters balanced", "clusters by density", "hierarchical"],
-    "Cover": ["k-center", "herding", "kernel herding", "coverage", "D2"],
+    "Cover": ["k-center", "herding", "kernel herding", "stratified", "D2"],
     "Surrogate": ["loss high", "loss low", "loss interval"],
 }
 

@@ -78,12 +78,12 @@ def _inside(thing: Any, path: Path_) -> Iterator[tuple[Any, Path_]]:
 
 
 def _surrogates(curator: Any, path: Path_) -> Iterator[tuple[Any, Path_]]:
-    for part, place in _parts(curator, path):
+    for part, place in parts(curator, path):
         if isinstance(part, Algorithm):
             yield from _inside(part, place)
 
 
-def _parts(thing: Any, path: Path_) -> Iterator[tuple[Any, Path_]]:
+def parts(thing: Any, path: Path_) -> Iterator[tuple[Any, Path_]]:
     """A component and those in its fields, from the outside in; an algorithm is not looked into."""
     yield thing, path
     if dataclasses.is_dataclass(thing) and not isinstance(thing, Algorithm):
@@ -92,7 +92,7 @@ def _parts(thing: Any, path: Path_) -> Iterator[tuple[Any, Path_]]:
             several = isinstance(value, tuple)
             for number, part in enumerate(value if isinstance(value, tuple) else (value,)):
                 if dataclasses.is_dataclass(part) or isinstance(part, Algorithm):
-                    yield from _parts(part, (*path, field.name, *((number,) if several else ())))
+                    yield from parts(part, (*path, field.name, *((number,) if several else ())))
 
 
 def _curators(experiment: Experiment) -> Iterator[tuple[Any, Path_]]:
@@ -135,7 +135,7 @@ def check_curators(real: Any, curators: Iterable[tuple[Any, Path_]]) -> Iterator
     d = getattr(real, "d", None)
     what = "images" if "images" in gives else "points"
     for curator, path in curators:
-        for thing, place in _parts(curator, path):
+        for thing, place in parts(curator, path):
             known = target(thing) in registered() and (thing is curator or hasattr(thing, "takes"))
             if known and what not in getattr(thing, "takes", frozenset({"points"})):
                 fault = "is for vectors" if what == "images" else "looks at images"
@@ -164,7 +164,7 @@ def _check_rows(experiment: Experiment) -> Iterator[Fault]:
 def check_rows(curators: Iterable[tuple[Any, Path_]], n: int) -> Iterator[Fault]:
     """Curators, and what is in them, that need more than n rows: `least_rows`, if it says so."""
     for curator, path in curators:
-        for thing, place in _parts(curator, path):
+        for thing, place in parts(curator, path):
             least = getattr(thing, "least_rows", 0)
             if least > n:
                 yield Fault(
@@ -176,7 +176,7 @@ def _check_labels(experiment: Experiment) -> Iterator[Fault]:
     """Curators by class see samples too: those that a generation hands on, and all later training data."""
     for curator, path in _curators(experiment):
         shown = path[:2] == ("mix", "curators") or (path[0] == "algorithm" and experiment.generations > 1)
-        for thing, place in _parts(curator, path) if shown and _lacks(experiment.algorithm, frozenset({"labels"})) else ():
+        for thing, place in parts(curator, path) if shown and _lacks(experiment.algorithm, frozenset({"labels"})) else ():
             if "labels" in getattr(thing, "needs_real", frozenset()) and not isinstance(thing, Algorithm):
                 text = f"needs class labels, and samples of {kind_of(experiment.algorithm)} have none"
                 yield Fault(place, f"{text}; use another algorithm, or another curator")

@@ -26,6 +26,7 @@ from selfloop.__main__ import app as command
 from selfloop.config import load
 from selfloop.curate import report, tool
 from selfloop.curate.subset import COLUMNS, FILE, FromFile, Repeated, Subset, digest
+from selfloop.embed import CachedEmbedding, ClassifierEmbedding, PcaEmbedding
 from selfloop.images import Images
 from selfloop.loop import self_consume
 from selfloop.measure import Measure, Selection
@@ -615,3 +616,28 @@ def test_without_jinja2_the_remedy_is_named(here, monkeypatch):
 def test_by_default_results_are_in_a_folder_of_the_name(here):
     curate(PLANE, "name=halfmoons")
     assert Path("curated/halfmoons/subset.parquet").exists()
+
+
+NEAREST = {"kind": "k_center", "fraction": 0.5, "features": {"kind": "file", "path": "x.npy"}}
+
+
+def test_a_file_that_changed_is_noticed_by_what_is_finished_and_by_what_goes_on(here):
+    """Features of a file choose the rows: other features are another curation, though every setting is the same."""
+    Path("x.json").unlink(missing_ok=True)
+    tree = {"data": {"kind": "images", "path": "digits"}, "curators": [NEAREST, {"kind": "half:Half"}]}
+    np.save("x.npy", np.random.default_rng(0).standard_normal((1797, 2)).astype(np.float32))
+    curate(tree, "--out", "first")
+    assert "finished before" in curate(tree, "--out", "first")
+    np.save("x.npy", np.random.default_rng(1).standard_normal((1797, 2)).astype(np.float32))
+    said = curate(tree, "--out", "first", code=2)
+    assert "first was made when files that curators[0] reads held something else; name another folder with --out" in said
+    curate(tree, "--out", "second")
+    assert not np.array_equal(*(Subset.of(f"{name}/subset.parquet").index for name in ("first", "second")))
+
+
+def test_features_of_a_network_are_kept_inside_principal_components_too(tmp_path):
+    inner = ClassifierEmbedding()
+    found = tool.kept_features(PcaEmbedding(features=inner, components=2), tmp_path)
+    assert found.features == CachedEmbedding(features=inner, folder=str(tmp_path))
+    assert tool.kept_features(found, tmp_path) == found
+    assert tool.kept_features(PcaEmbedding(components=2), tmp_path) == PcaEmbedding(components=2)

@@ -488,6 +488,8 @@ def test_components_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPat
 
 def test_a_file_is_mapped_and_half_precision_becomes_float32(tmp_path: Path) -> None:
     x, data = cloud(20, 3), Measure.uniform(cloud(20, 2, seed=1))
+    for name in ("x", "half", "columns"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"sha256": fingerprint(data)}))
     np.save(tmp_path / "x.npy", x)
     found = embedded(FileEmbedding(path=str(tmp_path / "x.npy")), data)
     assert isinstance(found, np.memmap)
@@ -515,8 +517,19 @@ def test_a_file_is_mapped_and_half_precision_becomes_float32(tmp_path: Path) -> 
 )
 def test_a_file_of_other_rows_or_of_no_sound_features_is_refused(values: Any, message: str, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", values, allow_pickle=True)
+    data = Measure.uniform(cloud(20, 2))
+    (tmp_path / "x.json").write_text(json.dumps({"sha256": fingerprint(data)}))
     with pytest.raises(ValueError, match=message):
-        embedded(FileEmbedding(path=str(tmp_path / "x.npy")), Measure.uniform(cloud(20, 2)))
+        embedded(FileEmbedding(path=str(tmp_path / "x.npy")), data)
+
+
+def test_whose_features_a_file_holds_must_be_said_of_points_in_memory(tmp_path: Path) -> None:
+    """Replicates of a loop are arrays in orders of their own, each as long as the file: nothing else tells them apart."""
+    np.save(tmp_path / "x.npy", cloud(20, 3))
+    data = Measure.uniform(cloud(20, 2))
+    said = f"does not say whose features it holds.*{fingerprint(data)}.* to .*x.json"
+    with pytest.raises(ValueError, match=said):
+        embedded(FileEmbedding(path=str(tmp_path / "x.npy")), data)
 
 
 def test_a_file_of_a_whole_data_set_gives_shuffled_and_pruned_images_their_own_rows(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 import selfloop
 from selfloop.component import component
 from selfloop.curate.members import OneByOne
+from selfloop.embed.store import contents
 from selfloop.formats import expanded
 from selfloop.measure import READ, Array, Ints, Measure, Selection
 from selfloop.protocols import Work
@@ -63,6 +64,7 @@ class Subset:
     sha256: str
     config: Any
     version: str = selfloop.__version__
+    steps: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -127,6 +129,7 @@ class Subset:
             about[f"{META}sha256"],
             json.loads(about[f"{META}config"]),
             about[f"{META}version"],
+            tuple(json.loads(about.get(f"{META}steps", "[]"))),
         )
         if not np.array_equal(found.columns["id"], np.arange(found.n)) or not found.columns["kept"].any():
             raise ValueError(f"{path} is damaged: ids must be 0 .. {found.n - 1}, and a row must stay; make it again")
@@ -143,6 +146,7 @@ class Subset:
         import pyarrow.parquet as pq
 
         about = {"sha256": self.sha256, "config": json.dumps(self.config, sort_keys=True), "version": self.version}
+        about |= {"steps": json.dumps(self.steps)} if self.steps else {}
         table = pa.table({name: _written(name, column) for name, column in self.columns.items()})
         table = table.replace_schema_metadata({f"{META}{name}": text for name, text in about.items()})
         with replaced(path, path.with_name(f".{secrets.token_hex(8)}.tmp")) as file:
@@ -171,8 +175,8 @@ class Subset:
         from torch.utils.data import WeightedRandomSampler
 
         weights = self.columns["weight"][self.index]
-        if np.array_equal(weights, np.rint(weights)):
-            return Repeated(weights.astype(np.int64), generator)
+        if np.allclose(weights, np.rint(weights), rtol=1e-9, atol=0):
+            return Repeated(np.rint(weights).astype(np.int64), generator)
         return WeightedRandomSampler(weights.tolist(), len(weights), replacement=True, generator=generator)
 
     def of_rows(self, data: Measure) -> Selection:
@@ -233,6 +237,10 @@ class FromFile(OneByOne):
             _check(Path(expanded("path", self.path)))
         except OSError as error:
             raise ValueError(f"path {error}") from error
+
+    def stamp(self) -> str:
+        """SHA-256 of the file."""
+        return contents("path", self.path)
 
     def select(self, data: Measure, rng: Generator, work: Work | None = None) -> Selection:
         """The rows that the file keeps, with its weights and columns."""

@@ -9,7 +9,7 @@
 
 Every file is written under a temporary name, synced and renamed, `timings.json` last. The same command continues a curation
 that was stopped, and `subset.parquet` has the bytes that it would have had. A step that was saved counts as long as the data,
-the seed and the curators up to it are the same, so that a later one can be corrected.
+the seed, the curators up to it and the files that they read are the same, so that a later one can be corrected.
 """
 
 import contextlib
@@ -33,12 +33,13 @@ import yaml
 from annotated_types import Ge, Len
 from pydantic import Field, Strict
 
-from selfloop.check import check_curators, check_rows
+from selfloop.check import check_curators, check_rows, parts
 from selfloop.component import Count, component
 from selfloop.config import describe, loaded
 from selfloop.curate import chain
 from selfloop.curate.subset import FILE, Subset, digest
 from selfloop.data import SourceFactory
+from selfloop.embed.store import stamp
 from selfloop.measure import READ, Measure, Rows
 from selfloop.protocols import Curator
 from selfloop.reading import ConfigError, Fault, Source, dotted, read
@@ -142,17 +143,19 @@ class Curating:
             with self._explained("data"):
                 data = self.curation.measure()
                 known = digest(data)
+                names = self._names(known[0])
             self.seconds["data"] = time.monotonic() - began
             if before is not None:
-                return self._again(before, known[0])
+                return self._again(before, known[0], names)
             self._check_rows(data.n)
             self._write(CONFIG, self._config)
-            taken = self._steps(data, known[0])
-            subset = Subset.made(data, chain.composed(taken, data), self.curation.resolved, known)
+            taken = self._steps(data, names)
+            made = Subset.made(data, chain.composed(taken, data), self.curation.resolved, known)
+            subset = dataclasses.replace(made, steps=tuple(names))
             subset.write(self.folder / FILE)
             began = time.monotonic()
             with self._explained("report"):
-                self._report(subset, taken, data, self._names(known[0]))
+                self._report(subset, taken, data, names)
             self.seconds["report"] = time.monotonic() - began
             self._write(TIMINGS, json.dumps({name: round(s, 3) for name, s in self.seconds.items()}, indent=2))
             shutil.rmtree(self.folder / WORK, ignore_errors=True)
@@ -182,11 +185,16 @@ class Curating:
                 raise ValueError(f"{self.folder} holds another curation, see its {CONFIG}; name another folder with --out")
             return Subset.of(self.folder / FILE)
 
-    def _again(self, before: Subset, sha256: str) -> Subset:
+    def _again(self, before: Subset, sha256: str, names: Sequence[str]) -> Subset:
         if before.sha256 != sha256:
             raise CurateError(
                 f"{self.folder} was made of other data, with SHA-256 {before.sha256}, and these have {sha256}; name another "
                 "folder with --out"
+            )
+        if changed := [number for number, (old, new) in enumerate(zip(before.steps, names, strict=False)) if old != new]:
+            raise CurateError(
+                f"{self.folder} was made when files that curators[{changed[0]}] reads held something else; name another folder "
+                "with --out"
             )
         self.notes.append("this was finished before; nothing was done")
         self.seconds = json.loads((self.folder / TIMINGS).read_text())
@@ -197,10 +205,9 @@ class Curating:
         if faults:
             raise CurateError("\n".join(f"{dotted(fault.path)}: {fault.text}" for fault in faults))
 
-    def _steps(self, data: Measure, sha256: str) -> list[chain.Step]:
+    def _steps(self, data: Measure, names: Sequence[str]) -> list[chain.Step]:
         curators = [kept_features(one, self.cache) if self.cache else one for one in self.curation.curators]
-        names, told = self._names(sha256), Told()
-        work = FolderWork(self.folder / WORK, self.every, told, self.folder / SHELF)
+        work = FolderWork(self.folder / WORK, self.every, Told(), self.folder / SHELF)
         rng = np.random.default_rng(np.random.SeedSequence(self.curation.seed, spawn_key=(1,)))
         taken: list[chain.Step] = []
         steps = chain.steps(curators, data, rng, work, names)
@@ -214,10 +221,11 @@ class Curating:
         return taken
 
     def _names(self, sha256: str) -> list[str]:
-        """A name for each step, by all that it depends on."""
+        """A name for each step, by all that it depends on: what is in the files that it reads, too."""
         made, names = hashlib.sha256(f"{sha256} {self.curation.seed}".encode()), []
         for number, curator in enumerate(self.curation.curators):
             made.update(json.dumps(describe(curator), sort_keys=True).encode())
+            made.update("".join(stamp(part) for part, _ in parts(curator, ())).encode())
             names.append(f"{number}-{made.hexdigest()[:12]}")
         return names
 
@@ -283,9 +291,11 @@ def kept_features(thing: Any, folder: Path) -> Any:
         return thing if all(new is old for new, old in zip(parts, thing, strict=True)) else parts
     if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
         return thing
-    if isinstance(thing, Embedding):
+    if isinstance(thing, Embedding) and not isinstance(getattr(thing, "features", None), Embedding):
         there = hasattr(thing, "of") or kind_of(thing) == "pixels"
         return thing if there else CachedEmbedding(features=thing, folder=str(folder))
+    if kind_of(thing) == "cached":
+        return thing
     fields = {one.name: getattr(thing, one.name) for one in dataclasses.fields(thing) if one.init}
     kept = {name: kept_features(part, folder) for name, part in fields.items()}
     changed = {name: part for name, part in kept.items() if part is not fields[name]}

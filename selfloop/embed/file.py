@@ -21,9 +21,9 @@ class FileEmbedding:
     """`file`: the rows of a .npy file, float32 or float16 (n, d), mapped into memory; for one data set, in its order.
 
     path: of the file ($VARIABLE is replaced). Images of a data set are found at their places in its files, however they were
-    shuffled or pruned; of points that are an array in memory, row i is that of point i. If NAME.json lies beside NAME.npy and
-    has `sha256`, it must be that of the points, or of the whole data set (`selfloop.embed.fingerprint`). Files of Python
-    objects are refused: reading them can run code.
+    shuffled or pruned. If NAME.json lies beside NAME.npy, its `sha256` must be that of the points, or of the whole data set
+    (`selfloop.embed.fingerprint`); points that are an array in memory need it. Files of Python objects are refused: reading
+    them can run code.
     """
 
     path: str
@@ -62,7 +62,7 @@ def _places(path: Path, n: int, data: Measure) -> Ints | None:
             raise ValueError(
                 f"{note} says features of data {noted}, and these data are {here}; embed these, or name their file"
             )
-    elif isinstance(data.points, Rows) and stored is None:
+    elif stored is None and isinstance(data.points, Rows):
         raise ValueError(
             f"{path} holds features of {n} rows, and the points are {data.n} of a data set of {_sizes(data.points).sum()}; "
             "embed the whole data set in the order of its files, or say of which points they are by a note"
@@ -73,6 +73,11 @@ def _places(path: Path, n: int, data: Measure) -> Ints | None:
         raise ValueError(
             f"{path} holds features of {n} rows and the data have {data.n}; embed these data, and have curators that drop "
             "rows come after"
+        )
+    if not note.exists():
+        mark = json.dumps({"sha256": fingerprint(data)})
+        raise ValueError(
+            f"{path} does not say whose features it holds, and these points are an array in memory; write {mark} to {note}"
         )
     return None
 

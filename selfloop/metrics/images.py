@@ -78,6 +78,8 @@ class ImageQuality(Tracker):
     reference   `train` or `held_out` real images; or an .npz with mu and sigma ($VARIABLE is replaced), for fd alone (the
                 others take `train`)
     target      shares of the classes, which add to one: real images are weighted by them for fd, and drawn by them for others
+    per_class   images of a class that class_fd takes, the first ones: n / (2 K) of K classes if not said. FD is the larger the
+                fewer images it is of, so models are compared at one number; a class of fewer samples has what there are
     protocol    `single`: one set of n images; `edm`: three, fd of the first and fd_min3 the least; `honest`: two, fd_search and
                 fd_report. Other metrics are of the first set, or of the one that is reported
     """
@@ -88,6 +90,7 @@ class ImageQuality(Tracker):
     k: Count = 5
     reference: str = "train"
     target: Annotated[tuple[NonNegative, ...], Len(2)] | None = None
+    per_class: Annotated[int, Strict(), Ge(2)] | None = None
     protocol: Literal["single", "edm", "honest"] = "single"
 
     def __post_init__(self) -> None:
@@ -141,7 +144,8 @@ class ImageQuality(Tracker):
         if classes is not None and "classes" in wanted:
             out |= self._classes(real, classes)
         if classes is not None and "class_fd" in wanted:
-            found = [_frechet_or_nan(fake[classes == c], law) for c, law in enumerate(real.class_laws)]
+            m = self.per_class or max(self.n // (2 * real.source.classes), 2)
+            found = [_frechet_or_nan(fake[np.flatnonzero(classes == c)[:m]], law) for c, law in enumerate(real.class_laws)]
             out |= {f"fd_class.{c}": value for c, value in enumerate(found)} | real.fd_class_floors
             out |= {"fd_class_mean": np.nanmean(found), "fd_class_worst": np.nanmax(found)}
         return {name: np.asarray(value, dtype=float) for name, value in out.items()}
