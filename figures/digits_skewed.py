@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import entropy
 
 from figures.averages import configuration, only, picture, read
 from figures.style import COLOURS, MARKERS, WIDTH, note
-from selfloop.curate.balance import divergence
 from selfloop.measure import Array
 from selfloop.report import curves, mean_and_error
 
@@ -29,7 +29,7 @@ def shares(table: pd.DataFrame, point: str) -> Array:
 
 def to_uniform(found: Array) -> Array:
     """KL (R,) of shares (R, K) to uniform, in nats."""
-    return np.array([divergence(one / one.sum(), np.full(CLASSES, 1 / CLASSES)) for one in found])
+    return np.asarray(entropy(found, np.ones_like(found), axis=1))
 
 
 def draw(results: Path) -> Figure:
@@ -67,7 +67,7 @@ def draw(results: Path) -> Figure:
             panels[name].set_title(f"({letter}) {point.capitalize()}")
         panels[name].axis("off")
     n, runs = settings["track"]["image_quality"]["n"], table["replicate"].nunique()
-    before = divergence(np.array(target) / sum(target), np.full(CLASSES, 1 / CLASSES))
+    (before,) = to_uniform(np.array([target]))
     note(
         figure,
         f"Points: mean of {runs} trainings ± 1 standard error; {n:,} samples each, named by a classifier of all real images. "

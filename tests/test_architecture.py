@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CONTRACTS = {"component", "covariance", "measure", "laws", "protocols", "ranks", "streams"}
+CONTRACTS = {"component", "covariance", "measure", "laws", "protocols", "ranks", "streams", "threads"}
 ALLOWED: dict[str, set[str]] = {
     "component": set(),
     "covariance": set(),
     "streams": set(),
     "ranks": set(),
+    "threads": set(),
     "theory": set(),
     "measure": set(),
     "laws": {"covariance", "measure"},

@@ -12,6 +12,7 @@ from scipy.stats import entropy
 from selfloop.curate.balance import Balance, divergence, filled, picked, repeats
 from selfloop.curate.budget import balanced, kept
 from selfloop.curate.cluster import Clusters
+from selfloop.curate.weigh import InverseFrequency
 from selfloop.measure import Measure
 
 SIZES = (300, 120, 60, 20)
@@ -260,3 +261,15 @@ def test_copies_and_empty_clusters_count_for_nothing(how):
     with pytest.warns(UserWarning, match="2 of 5 clusters are empty"):
         selection = run(by_clusters(k=5, how=how), data)
     np.testing.assert_allclose(shares(data, selection, 3), 1 / 3, rtol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["undersample", "oversample"])
+def test_rows_that_have_weights_are_not_counted(how):
+    """An earlier curator's weights would be multiplied in, and the classes would not be balanced at all."""
+    labels = np.repeat([0, 1, 2], [80, 15, 5])
+    points = Measure.uniform(np.zeros((100, 1)), labels)
+    data = InverseFrequency()(points, np.random.default_rng(0)).apply(points)
+    with pytest.raises(ValueError, match=f"how: {how} counts rows, and these have weights between .*; set how to weights"):
+        Balance(by="class", how=how)(data, np.random.default_rng(0))
+    even = Balance(by="class", how="weights")(data, np.random.default_rng(0)).apply(data)
+    np.testing.assert_allclose(np.bincount(labels, even.weights), 1 / 3)

@@ -1,5 +1,8 @@
 """Scores from features: likelihoods and distances against independent libraries, and what they do not depend on."""
 
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -315,6 +318,8 @@ def test_a_class_of_few_rows_and_features_of_other_rows_are_refused(tmp_path: Pa
     labels = np.array([0] * 19 + [7])
     with pytest.raises(ValueError, match="class 7 has a single row, and a covariance needs two"):
         scores(PpcaScore(), cloud(20, 3), labels)
+    with pytest.raises(ValueError, match="class 7 has a single row, and a covariance needs two"):
+        scores(GaussianScore(shrinkage="oas"), cloud(20, 3), labels)
     with pytest.raises(ValueError, match="neighbour 1 of a row needs 2 rows, and class 7 has 1"):
         scores(KnnScore(k=1, per_class=True), cloud(20, 3), labels)
     np.save(tmp_path / "x.npy", cloud(19, 3))
@@ -335,3 +340,24 @@ def test_rows_that_are_all_the_same_have_equal_scores() -> None:
             found = scores(score, x)
         assert np.isfinite(found).all()
         assert np.ptp(found) == 0
+
+
+def test_scores_and_components_are_the_same_bits_on_any_number_of_cores(tmp_path: Path) -> None:
+    """Matrix products of one and of two threads differ in their last bits, and duplicates then in their order."""
+    program = """
+import hashlib, numpy as np
+from selfloop.curate.density import GaussianScore, PpcaScore
+from selfloop.embed import PcaEmbedding, embedded
+from selfloop.measure import Measure
+rng = np.random.default_rng(0)
+data = Measure.uniform(rng.standard_normal((3000, 200)) @ rng.standard_normal((200, 200)))
+found = [GaussianScore(per_class=False)(data, rng), PpcaScore(per_class=False, components=9)(data, rng)]
+found.append(embedded(PcaEmbedding(components=9), data))
+print([hashlib.sha256(np.ascontiguousarray(one).tobytes()).hexdigest() for one in found])
+"""
+    said = set()
+    for threads in ("1", "2"):
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+        said.add(done.stdout)
+    assert len(said) == 1

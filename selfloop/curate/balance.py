@@ -39,8 +39,8 @@ class Balance(Grouped):
     by: the groups, clusters found in features by `clusters`, or the class of a label; how: undersample, oversample or weights;
     target: shares (K,) that add to one, by class 0, 1, ..., or of clusters the largest first; uniform if not said; fraction:
     the share of rows that stays, exactly, where rows are undersampled.
-    Raises ValueError for data without labels, a class without a row that has a share in the target, and a budget that the
-    groups of the target do not hold; and what `clusters` raises.
+    Raises ValueError for data without labels, rows that are to be counted and have weights, a class without a row that has a
+    share in the target, and a budget that the groups of the target do not hold; and what `clusters` raises.
     """
 
     by: Literal["clusters", "class"] = "clusters"
@@ -64,6 +64,11 @@ class Balance(Grouped):
         groups, table = self.groups(data, group_rng, work)
         target = self._target(groups)
         sizes = np.bincount(groups, minlength=len(target))
+        if self.how != "weights" and np.ptp(data.weights) > 1e-9 * data.weights.max():
+            raise ValueError(
+                f"how: {self.how} counts rows, and these have weights between {data.weights.min():.3g} and "
+                f"{data.weights.max():.3g}; set how to weights, or let this curator come before what weighs rows"
+            )
         if self.how == "undersample":
             weights = np.zeros(data.n)
             weights[picked(groups, self._quotas(sizes, target), row_rng)] = 1.0

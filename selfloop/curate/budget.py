@@ -26,7 +26,7 @@ def kept(n: int, fraction: float) -> int:
     """Rows that a fraction of n keeps. Raises ValueError for a fraction outside (0, 1]."""
     if not 0 < fraction <= 1:
         raise ValueError(f"the fraction of rows that stay must lie in (0, 1], got {fraction:g}; 0.1 keeps one row in ten")
-    return max(int(np.floor(fraction * n + 0.5)), 1)
+    return max(int(np.floor(fraction * n + 0.5 + 1e-9)), 1)
 
 
 def proportional(sizes: Ints, m: int) -> Ints:

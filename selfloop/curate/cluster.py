@@ -16,19 +16,17 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.random import Generator
-from threadpoolctl import ThreadpoolController
 
 from selfloop.component import Count, component
 from selfloop.embed import Embedding, Floats, PixelEmbedding, blocks, embedded, sound
 from selfloop.measure import Array, Ints, Measure
 from selfloop.protocols import Work
+from selfloop.threads import one_thread
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -237,17 +235,6 @@ def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def one_thread() -> AbstractContextManager[Any]:
-    """While it lasts matrix products take one thread each, so that their bits do not depend on the number of cores."""
-    limits: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
-    return limits
-
-
-@lru_cache(maxsize=1)
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 def faiss() -> Any:

@@ -9,7 +9,7 @@
 
 Distances are those of the metric of the clusters, so tau has the unit of their square: none for cosine. Rows of a cluster stand
 in order of (distance, row number); `near` keeps the first, `far` the last: with proportional quotas near at a fraction and far
-at one minus it part every cluster.
+at one minus it part every cluster, unless the fraction of the rows is an exact half.
 """
 
 from typing import ClassVar, Literal

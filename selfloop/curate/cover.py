@@ -22,11 +22,11 @@ from numpy.random import Generator
 
 from selfloop.component import Count, Positive, component
 from selfloop.curate.budget import Share, kept, proportional
-from selfloop.curate.cluster import one_thread
 from selfloop.curate.groups import WithinGroups, decided
 from selfloop.embed import Embedding, Floats, PixelEmbedding, blocks, embedded, sound
 from selfloop.measure import Array, Ints, Measure, Selection
 from selfloop.protocols import Work
+from selfloop.threads import one_thread
 
 TOGETHER = 2**17
 """Values, of rows times d, that are looked at together for the farthest row."""

@@ -25,13 +25,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from selfloop.component import Positive, component
-from selfloop.curate.cluster import Clusters, in_order, one_thread, unit
+from selfloop.curate.cluster import Clusters, in_order, unit
 from selfloop.curate.direction import sane
 from selfloop.curate.groups import decided
 from selfloop.curate.members import OneByOne
 from selfloop.embed import Floats, blocks, embedded
 from selfloop.measure import Ints, Measure, Selection
 from selfloop.protocols import Score, Work
+from selfloop.threads import one_thread
 
 BLOCK = 1024
 """Rows that are compared with as many others at a time: 4 MB of distances."""

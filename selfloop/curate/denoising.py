@@ -11,7 +11,7 @@ L), unit^2 the mean variance of the data's coordinates. All rows see the same z,
 than with a z each. For a fitted Gaussian the mean loss is known, sum_j lambda_j sigma^2 / (lambda_j + sigma^2) / D with the
 eigenvalues lambda_j of its covariance.
 
-Source: Briq et al. (2024), arXiv 2411.12523, with one level and one z a row, and the gradient as a kind of GraNd; Chen et al.
+Source: Briq et al. (2024), arXiv 2411.12523, with one level and one z a row, and the gradient as a kind of GraNd; Huang et al.
 (2025), arXiv 2507.05914, for the loss as difficulty. Levels, shared z and both means are choices of ours.
 """
 

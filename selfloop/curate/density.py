@@ -32,6 +32,7 @@ from selfloop.embed.pca import EXPLAINED, Share, least_that_explain
 from selfloop.laws import Gaussian
 from selfloop.measure import Array, Ints, Measure
 from selfloop.protocols import Work
+from selfloop.threads import one_thread
 
 ROWS = 1024
 QUERIES = 4096
@@ -58,15 +59,19 @@ class GaussianScore:
     takes: ClassVar[frozenset[str]] = frozenset({"points", "images"})
 
     def __call__(self, data: Measure, rng: Generator, work: Work | None = None) -> Array:
-        """The log density (n,), in nats. Raises ValueError if a Gaussian a class is asked of data without labels."""
+        """The log density (n,), in nats.
+
+        Raises ValueError if a Gaussian a class is asked of data without labels, and for a class of one row.
+        """
         x, out = embedded(self.features, data, work), np.empty(data.n)
         flat: list[tuple[str, int, int]] = []
-        for name, rows in classes(data, self.per_class, "gaussian"):
-            gathered = _gathered(x, rows, data.weights)
-            law = gathered.likeliest()
-            intensity = self._intensity(x, rows, data.weights, law, gathered.n)
-            values, vectors = covariance.eigh(covariance.toward_sphere(law.cov, intensity))
-            out[rows], rank = _log_density(x, rows, law.mean, values, vectors)
+        for name, rows in classes(data, self.per_class, "gaussian", 2):
+            with one_thread():
+                gathered = _gathered(x, rows, data.weights)
+                law = gathered.likeliest()
+                intensity = self._intensity(x, rows, data.weights, law, gathered.n)
+                values, vectors = covariance.eigh(covariance.toward_sphere(law.cov, intensity))
+                out[rows], rank = _log_density(x, rows, law.mean, values, vectors)
             flat += [(name, len(rows), rank)] if rank < len(values) else []
         _warn(flat, x.shape[1], "set shrinkage: oas")
         return out
@@ -110,14 +115,13 @@ class PpcaScore:
         d = x.shape[1]
         if self.components is not None and self.components > d:
             raise ValueError(f"{self.components} components are asked of {d} features; ask for {d} or fewer")
-        for name, rows in classes(data, self.per_class, "ppca"):
-            if len(rows) < 2:
-                raise ValueError(f"{name} has a single row, and a covariance needs two; drop it, or set per_class: false")
-            law = _gathered(x, rows, data.weights).law()
-            values, vectors = covariance.eigh(law.cov)
-            q = self.components or least_that_explain(values[::-1], self.explained or EXPLAINED)
-            values[: d - q] = values[: d - q].mean() if q < d else 0.0
-            out[rows], rank = _log_density(x, rows, law.mean, values, vectors)
+        for name, rows in classes(data, self.per_class, "ppca", 2):
+            with one_thread():
+                law = _gathered(x, rows, data.weights).law()
+                values, vectors = covariance.eigh(law.cov)
+                q = self.components or least_that_explain(values[::-1], self.explained or EXPLAINED)
+                values[: d - q] = values[: d - q].mean() if q < d else 0.0
+                out[rows], rank = _log_density(x, rows, law.mean, values, vectors)
             flat += [(name, len(rows), rank)] if rank < d else []
         _warn(flat, d, "ask for fewer components")
         return out
@@ -179,13 +183,21 @@ class KnnScore:
                 yield members[cell][part], among
 
 
-def classes(data: Measure, per_class: bool, kind: str) -> list[tuple[str, Ints]]:
-    """What messages call it, and the rows of each class; or of all. Raises ValueError for classes of data without labels."""
+def classes(data: Measure, per_class: bool, kind: str, least: int = 1) -> list[tuple[str, Ints]]:
+    """What messages call it, and the rows of each class; or of all.
+
+    Raises ValueError for classes of data without labels, and for fewer rows than `least`, which is 1 or 2.
+    """
     if not per_class:
-        return [("the data", np.arange(data.n))]
-    if data.labels is None:
+        found = [("the data", np.arange(data.n))]
+    elif data.labels is None:
         raise ValueError(f"{kind} looks at each class by itself, and the data have no labels; set per_class: false")
-    return [(f"class {label}", np.flatnonzero(data.labels == label)) for label in np.unique(data.labels)]
+    else:
+        found = [(f"class {label}", np.flatnonzero(data.labels == label)) for label in np.unique(data.labels)]
+    for name, rows in found:
+        if len(rows) < least:
+            raise ValueError(f"{name} has a single row, and a covariance needs two; drop it, or set per_class: false")
+    return found
 
 
 # Likelihoods -----------------------------------------------------------------------------------------------------------
@@ -200,7 +212,7 @@ def _gathered(x: Any, rows: Ints, weights: Array) -> FeatureMoments:
 
 def _log_density(x: Any, rows: Ints, mean: Array, values: Array, vectors: Array) -> tuple[Array, int]:
     """ln N (m,) of the rows, on the eigenvectors whose variance is above rounding, and their number."""
-    present = values > covariance.ROUNDING * len(values) * values[-1]
+    present = values > covariance.ROUNDING * len(values) * max(values[-1], (mean**2).max())
     variances, axes = values[present], vectors[:, present]
     constant, out = np.log(2 * np.pi * variances).sum(), np.empty(len(rows))
     for part in blocks(len(rows), ROWS):

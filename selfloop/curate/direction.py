@@ -5,7 +5,7 @@ The rows of a group stand in ascending order of (score, row number), with rank 0
     low          the first m
     high         the last m: what `low` drops at n - m
     middle       the m in the middle, floor((n - m) / 2) dropped below them
-    interval     the ranks floor(j n / m), j = 0 .. m - 1: every k-th where m = n / k     Chen et al. (2025), D2C
+    interval     the ranks floor(j n / m), j = 0 .. m - 1: every k-th where m = n / k     Huang et al. (2025), D2C
     stratified   of bins of equal width in the score, as equally as they are filled, random rows     Zheng et al. (2023), CCS
 """
 

@@ -3,7 +3,8 @@
     m = kept(n, fraction);   q_g = m n_g / n by largest remainders;   of group g the q_g rows that `keep` says
 
 Coverage-centric selection (Zheng et al. 2023) is keep: stratified with `drop`: of each group the share `drop` with the highest
-scores goes first, and the rest is kept evenly over the range of its scores. Source: Sorscher et al. (2022), for high and low.
+scores goes first, the hard rows where high is hard; the rest is kept evenly over the range of its scores. Source: Sorscher et
+al. (2022), for high and low.
 """
 
 from typing import Annotated

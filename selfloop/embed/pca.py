@@ -23,6 +23,7 @@ from selfloop.embed.pixels import PixelEmbedding
 from selfloop.embed.store import embedded, gathered, learns, stamp
 from selfloop.measure import Array, Measure
 from selfloop.protocols import Work
+from selfloop.threads import one_thread
 
 Share = Annotated[float, Strict(), Gt(0), Le(1)]
 EXPLAINED = 0.95
@@ -82,13 +83,15 @@ class PcaEmbedding:
         """The features (n, q) of all points; the others are computed once."""
         x = embedded(self.features, data, work and work.at("features"))
         mean, axes = self._found(lambda rows: x[rows], data, work and work.at("axes"))
-        return gathered(lambda rows: _projected(x[rows], mean, axes), data.n, ROWS, work)
+        with one_thread():
+            return gathered(lambda rows: _projected(x[rows], mean, axes), data.n, ROWS, work)
 
     def _found(self, of: Callable[[slice], Floats], data: Measure, work: Work | None) -> tuple[Array, Array]:
         """Mean (d,) and axes (d, q)."""
         saved = work.load() if work is not None else None
         if saved is None:
-            saved = dict(zip(("mean", "axes"), self._axes(of, data), strict=True))
+            with one_thread():
+                saved = dict(zip(("mean", "axes"), self._axes(of, data), strict=True))
             if work is not None:
                 work.save(**saved)
         return saved["mean"], saved["axes"]
