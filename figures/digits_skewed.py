@@ -39,8 +39,10 @@ def draw(results: Path) -> Figure:
     target = settings["sweep"]["grid"][CURATORS][SKEWED][0]["target"]
     files = {point: f"curators={point},chunk=0,generation=1".replace(" ", "_") for point in (SKEWED, LABELLED)}
     shown = {point: picture(results, file) for point, file in files.items()}
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    panels = figure.subplot_mosaic([["shares", "kl", "fd"], ["shares", "kl", "fd"], ["shares", "first", "last"]])
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    panels = figure.subplot_mosaic(
+        [["shares", "kl", "fd"], ["shares", "first", "last"]], width_ratios=[1.25, 1, 1], height_ratios=[1.5, 1]
+    )
     axes = panels["shares"]
     axes.plot(range(CLASSES), target, color="0.6", linestyle=":", label="training rows, skewed")
     axes.axhline(1 / CLASSES, color="0.6", linewidth=0.8)
@@ -53,8 +55,9 @@ def draw(results: Path) -> Figure:
         )
         _point(panels["kl"], to_uniform(shares(table, point)), number)
         _point(panels["fd"], curves(table, "fd", {CURATORS: point})[:, -1], number)
-    axes.set(xlabel="digit", ylabel="share of samples", title="(a) Classes", xticks=range(CLASSES), ylim=(0, None))
-    axes.legend(loc="upper right")
+    axes.set(xlabel="digit", ylabel="share of samples", title="(a) Classes", xticks=range(CLASSES), ylim=(0, 0.45))
+    axes.legend(loc="upper right", borderaxespad=0)
+    axes.set_xlim(-0.5, CLASSES - 0.5)
     panels["fd"].sharey(panels["kl"])
     panels["kl"].set(ylabel="training rows", xlabel="KL to uniform  (nats)", title="(b) Balance", xlim=(0, None))
     panels["fd"].set(xlabel="FD to balanced digits", title="(c) Distance")

@@ -21,7 +21,7 @@ import yaml
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from figures import digits_pruning
+from figures import digits_pruning, digits_skewed
 from selfloop import theory
 from selfloop.config import load
 from selfloop.curate import tool
@@ -358,6 +358,15 @@ def test_the_numbers_of_pruning_of_digits_are_those_kept():
     metrics = ("fd", "precision", "recall", "novelty", "vendi")
     expected = [[digits_pruning.values(table, metric, name).mean() for metric in (*metrics, "class_tv")] for name in names]
     np.testing.assert_allclose(written("Pruning of handwritten digits", 6), expected, atol=6e-3)
+
+
+def test_the_numbers_of_skewed_digits_are_those_kept():
+    table, axis = kept_table("digits_skewed"), "algorithm.curators"
+    expected = []
+    for name in table[axis].unique():
+        found = [curves(table, metric, {axis: name}).mean() for metric in ("fd", "precision", "recall")]
+        expected.append([digits_skewed.to_uniform(digits_skewed.shares(table, name)).mean(), *found])
+    np.testing.assert_allclose(written("Skewed handwritten digits", 4), expected, atol=6e-3)
 
 
 def test_the_numbers_of_curation_in_the_plane_are_those_kept():
