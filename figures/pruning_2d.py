@@ -20,8 +20,8 @@ PANELS = {
 
 
 def kept(table: pd.DataFrame) -> pd.DataFrame:
-    """W2, its floor, and the share of the rare mode, of every replicate."""
-    return only(table, [METRIC, "w2_floor", RARE])
+    """W2, its floor, the share of the rare mode and the distance of all shares, of every replicate."""
+    return only(table, [METRIC, "w2_floor", RARE, "class_tv"])
 
 
 def draw(results: Path) -> Figure:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullLocator
 
 from figures.averages import Sweep, read
 from figures.style import COLOURS, DASHES, MARKERS, WIDTH, band, note
@@ -19,6 +19,7 @@ from selfloop.report import curves, mean_and_error
 
 CURATORS, FRACTION = "algorithm.curators", "algorithm.curators.0.fraction"
 RANDOM = "random"
+TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0)
 
 
 def table_of(results: Path, metric: str) -> pd.DataFrame:
@@ -35,20 +36,24 @@ def along(table: pd.DataFrame, metric: str, method: str) -> Sweep:
 
 def draw(table: pd.DataFrame, metric: str, label: str, panels: Mapping[str, Sequence[str]], text: str) -> Figure:
     """Two rows of panels, title -> methods; methods that the results do not hold are left out. text: the note."""
-    figure = Figure(figsize=(WIDTH, 4.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     held, plain = set(table[CURATORS].unique()), along(table, metric, RANDOM)
     grid = figure.subplots(2, -(-len(panels) // 2), sharex=True, sharey=True)
     for number, (axes, (title, methods)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
         band(axes, plain, color="0.6", linewidth=2.5, label=RANDOM, zorder=1)
         for place, method in enumerate([method for method in methods if method in held]):
-            look: dict[str, Any] = {"color": COLOURS[place % 6], "marker": MARKERS[place % 6], "markersize": 3.5}
+            look: dict[str, Any] = {"color": COLOURS[place % 10], "marker": MARKERS[place % 6], "markersize": 3.5}
             band(axes, along(table, metric, method), label=method, linestyle=DASHES[place % 5], **look)
         axes.set(yscale="log", title=f"({'abcdef'[number]}) {title}")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.legend(loc="upper left", handlelength=2.2, borderaxespad=0.1)
-    for axes in grid[-1]:
-        axes.set(xlabel="pruning ratio", xticks=plain.x)
+        axes.legend(loc="upper left", handlelength=2.2, borderaxespad=0.1, labelspacing=0.25, fontsize=7)
+    lowest, highest = grid[0, 0].get_ylim()
+    ticks = [tick for tick in TICKS if lowest <= tick <= highest]
+    grid[0, 0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    grid[0, 0].yaxis.set_minor_locator(NullLocator())
+    grid[0, 0].set_ylim(lowest, highest * (highest / lowest) ** 0.65)  # room for the legends
+    for axes in grid.flat:
+        axes.set_xlabel("pruning ratio")
+        axes.set_xticks(plain.x, [f"{ratio:.2g}" for ratio in plain.x])
     for axes in grid[:, 0]:
         axes.set_ylabel(label)
     note(figure, text)

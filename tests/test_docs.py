@@ -21,7 +21,7 @@ import yaml
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from figures import digits_pruning, digits_skewed
+from figures import digits_pruning, digits_skewed, pruning_2d, pruning_digits, ratios
 from selfloop import theory
 from selfloop.config import load
 from selfloop.curate import tool
@@ -358,6 +358,16 @@ def test_the_numbers_of_pruning_of_digits_are_those_kept():
     metrics = ("fd", "precision", "recall", "novelty", "vendi")
     expected = [[digits_pruning.values(table, metric, name).mean() for metric in (*metrics, "class_tv")] for name in names]
     np.testing.assert_allclose(written("Pruning of handwritten digits", 6), expected, atol=6e-3)
+
+
+@pytest.mark.parametrize(
+    ("section", "figure"),
+    [("Pruning ratios in the plane", pruning_2d), ("Pruning ratios on digits, with a mixture", pruning_digits)],
+)
+def test_the_numbers_of_pruning_ratios_are_those_kept(section, figure):
+    table = kept_table(figure.__name__.removeprefix("figures."))
+    expected = [ratios.along(table, figure.METRIC, method).mean[1:] for method in table[ratios.CURATORS].unique()]
+    np.testing.assert_allclose(written(section, 4), expected, atol=6e-4)
 
 
 def test_the_numbers_of_skewed_digits_are_those_kept():
