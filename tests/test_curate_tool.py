@@ -606,6 +606,40 @@ def test_rows_are_in_the_order_of_the_files_and_all_there(here):
     np.testing.assert_array_equal(made.columns["hash"], hashes)
 
 
+def folders(root, names, rows=3):
+    """Pictures in a folder for each class."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for row in range(rows):
+            Image.fromarray(rng.integers(256, size=(4, 4), dtype=np.uint8)).save(root / name / f"{row}.png")
+
+
+def test_the_file_names_the_picture_of_each_row_so_that_a_trainer_finds_it_in_any_order(here):
+    """Twelve folders that are numbers: another order here than by text, as torchvision's ImageFolder has it."""
+    folders(Path("photos"), [str(c) for c in range(12)])
+    curate({"data": {"kind": "images", "path": "photos"}, "curators": [{"kind": "half:Half"}]}, "--out", "results")
+    made = Subset.of("results/subset.parquet")
+    assert str(pq.read_schema("results/subset.parquet").field("path").type) == "string"
+    assert made.columns["path"].tolist() == [f"{c}/{row}.png" for c in range(12) for row in range(3)]
+    assert "path" not in made.selection.table
+    pixels = np.stack([np.asarray(Image.open(Path("photos") / name)) for name in made.columns["path"]])
+    _, hashes = digest(Measure.uniform(pixels[:, None], batch=0))
+    np.testing.assert_array_equal(made.columns["hash"], hashes)
+    names = sorted(made.columns["path"])
+    assert names != made.columns["path"].tolist()
+
+
+def test_files_that_were_renamed_are_noticed(here):
+    folders(Path("photos"), ["cat", "dog"])
+    tree = {"data": {"kind": "images", "path": "photos"}, "curators": [{"kind": "half:Half"}]}
+    curate(tree, "--out", "results")
+    assert "finished before" in curate(tree, "--out", "results")
+    Path("photos/dog/2.png").rename("photos/dog/3.png")
+    said = curate(tree, "--out", "results", code=2)
+    assert "results was made when the files of its rows had other names than now; name another folder with --out" in said
+
+
 def test_without_jinja2_the_remedy_is_named(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     said = curate(PLANE, "--out", "results", code=2)

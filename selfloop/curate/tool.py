@@ -37,7 +37,7 @@ from selfloop.check import check_curators, check_rows, parts
 from selfloop.component import Count, component
 from selfloop.config import describe, loaded
 from selfloop.curate import chain
-from selfloop.curate.subset import FILE, Subset, digest
+from selfloop.curate.subset import FILE, PATH, Subset, digest
 from selfloop.data import SourceFactory
 from selfloop.embed.store import stamp
 from selfloop.measure import READ, Measure, Rows
@@ -144,13 +144,14 @@ class Curating:
                 data = self.curation.measure()
                 known = digest(data)
                 names = self._names(known[0])
+                paths = getattr(self.curation.data, "row_paths", None)
             self.seconds["data"] = time.monotonic() - began
             if before is not None:
-                return self._again(before, known[0], names)
+                return self._again(before, known[0], names, paths)
             self._check_rows(data.n)
             self._write(CONFIG, self._config)
             taken = self._steps(data, names)
-            made = Subset.made(data, chain.composed(taken, data), self.curation.resolved, known)
+            made = Subset.made(data, chain.composed(taken, data), self.curation.resolved, known, paths)
             subset = dataclasses.replace(made, steps=tuple(names))
             subset.write(self.folder / FILE)
             began = time.monotonic()
@@ -185,7 +186,7 @@ class Curating:
                 raise ValueError(f"{self.folder} holds another curation, see its {CONFIG}; name another folder with --out")
             return Subset.of(self.folder / FILE)
 
-    def _again(self, before: Subset, sha256: str, names: Sequence[str]) -> Subset:
+    def _again(self, before: Subset, sha256: str, names: Sequence[str], paths: Sequence[str] | None) -> Subset:
         if before.sha256 != sha256:
             raise CurateError(
                 f"{self.folder} was made of other data, with SHA-256 {before.sha256}, and these have {sha256}; name another "
@@ -195,6 +196,10 @@ class Curating:
             raise CurateError(
                 f"{self.folder} was made when files that curators[{changed[0]}] reads held something else; name another folder "
                 "with --out"
+            )
+        if paths is not None and PATH in before.columns and not np.array_equal(before.columns[PATH], paths):
+            raise CurateError(
+                f"{self.folder} was made when the files of its rows had other names than now; name another folder with --out"
             )
         self.notes.append("this was finished before; nothing was done")
         self.seconds = json.loads((self.folder / TIMINGS).read_text())
