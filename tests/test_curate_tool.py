@@ -669,6 +669,12 @@ def test_a_file_that_changed_is_noticed_by_what_is_finished_and_by_what_goes_on(
     assert not np.array_equal(*(Subset.of(f"{name}/subset.parquet").index for name in ("first", "second")))
 
 
+def test_a_file_of_features_that_is_not_there_is_a_fault_of_the_line_that_names_it(here):
+    said = curate({"data": {"kind": "images", "path": "digits"}, "curators": [NEAREST]}, code=2)
+    assert re.search(r"curation\.yaml:\d+: curators\[0\]\.features\.path: x\.npy is not there; give a \.npy of float32", said)
+    assert not Path("curated").exists()
+
+
 def test_features_of_a_network_are_kept_inside_principal_components_too(tmp_path):
     inner = ClassifierEmbedding()
     found = tool.kept_features(PcaEmbedding(features=inner, components=2), tmp_path)
