@@ -469,6 +469,22 @@ def test_a_curation_that_was_stopped_goes_on_to_the_same_bytes(here, how):
     assert not Path("cut/work").exists()
 
 
+@pytest.mark.parametrize("how", ["stop", "fail"])
+def test_what_saved_nothing_does_not_speak_of_finished_work(here, how):
+    Path(how).touch()
+    said = curate(TWO, "--out", "results", "--save-every", "0", code=130 if how == "stop" else 2)
+    assert "finished work" not in said
+    assert ("stopped; nothing was saved yet" if how == "stop" else "the score is not finite; remove the file") in said
+
+
+def test_a_step_that_was_saved_before_is_spoken_of_and_that_of_another_curation_is_not(here):
+    bad = TWO | {"curators": [TWO["curators"][0], {"kind": "balance", "clusters": {"k": 80}}]}
+    for _ in range(2):
+        assert "finished work is in results" in curate(bad, "--out", "results", "--save-every", "0", code=2)
+    Path("fail").touch()
+    assert "finished work" not in curate(TWO, "seed=1", "--out", "results", "--save-every", "0", code=2)
+
+
 def test_a_curator_can_be_corrected_and_what_was_done_before_it_stays(here):
     bad = TWO | {"curators": [TWO["curators"][0], {"kind": "balance", "clusters": {"k": 80}}]}
     said = curate(bad, "--out", "results", "--save-every", "0", code=2)
@@ -502,6 +518,7 @@ def test_what_is_finished_is_not_done_again_and_not_overwritten(here):
     assert Path("calls").read_text() == "0 1 "
     said = curate(TWO, "seed=1", "--out", "results", code=2)
     assert "holds another curation, see its config.yaml; name another folder with --out" in said
+    assert "finished work" not in said
 
 
 def test_other_data_under_the_same_name_are_noticed(here):
@@ -515,7 +532,9 @@ def test_other_data_under_the_same_name_are_noticed(here):
 def test_a_folder_of_something_else_or_in_use_is_left_alone(here):
     Path("results").mkdir()
     Path("results/thesis.txt").touch()
-    assert "holds thesis.txt and is no folder of a curation" in curate(PLANE, "--out", "results", code=2)
+    said = curate(PLANE, "--out", "results", code=2)
+    assert "holds thesis.txt and is no folder of a curation" in said
+    assert "finished work" not in said
     Path("busy").mkdir()
     with FileLock("busy/lock"):
         assert "is in use by another process" in curate(PLANE, "--out", "busy", code=2)

@@ -54,7 +54,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class CurateError(Exception):
-    """What was asked for cannot be done; the message says why and what to do. Finished work was kept."""
+    """What was asked for cannot be done; the message says why and what to do."""
 
 
 @component
@@ -130,6 +130,14 @@ class Curating:
     every: float = 2.0
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    @property
+    def saved(self) -> bool:
+        """Whether the steps of this curation, or one under way, have saved work in the folder that is not finished."""
+        work = FolderWork(self.folder / WORK)
+        folders = [work.at(f"{part} {name}").folder for part in ("selection", "curator") for name in self.names]
+        return any(path.is_file() for folder in folders for path in folder.rglob("*"))
 
     def __call__(self) -> Subset:
         """The subset, which is in the folder then, with its report.
@@ -150,6 +158,7 @@ class Curating:
                 return self._again(before, known[0], names, paths)
             self._check_rows(data.n)
             self._write(CONFIG, self._config)
+            self.names = tuple(names)
             taken = self._steps(data, names)
             made = Subset.made(data, chain.composed(taken, data), self.curation.resolved, known, paths)
             subset = dataclasses.replace(made, steps=tuple(names))
@@ -332,9 +341,11 @@ def main(
         began = time.monotonic()
         subset = run()
     except CurateError as error:
-        _fail(f"{error}\nfinished work is in {run.folder}; with the cause removed, the same command continues")
+        kept = f"\nfinished work is in {run.folder}; with the cause removed, the same command continues" if run.saved else ""
+        _fail(f"{error}{kept}")
     except KeyboardInterrupt:
-        _fail(f"stopped; finished work is in {run.folder}, the same command continues", code=130)
+        kept = f"finished work is in {run.folder}, the same command continues" if run.saved else "nothing was saved yet"
+        _fail(f"stopped; {kept}", code=130)
     _show(run, subset, time.monotonic() - began)
 
 
