@@ -419,6 +419,21 @@ def test_points_of_the_plane_are_curated_and_drawn(drawn):
     np.testing.assert_array_equal(made.columns["reason"], np.where(made.columns["kept"], "", "truncate"))
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"keep": "low", "within": "class"}, "Each class is cut by itself."),
+        ({"keep": "low", "within": "cluster", "clusters": {"k": 3}}, "Each cluster is cut by itself."),
+        ({"keep": "low"}, "The cut is at "),
+        ({"keep": "stratified"}, "There is no single cut."),
+    ],
+)
+def test_the_chart_of_scores_says_where_the_cut_is(drawn, options, says):
+    prune = {"kind": "prune", "score": "gaussian", "fraction": 0.5, **options}
+    curate(PLANE | {"curators": [prune]}, "--out", "results")
+    assert says in Path("results/report.html").read_text()
+
+
 def test_the_course_of_class_weights_is_drawn(drawn):
     curate(PLANE | {"curators": [{"kind": "half:Course"}]}, "--out", "results")
     page = Path("results/report.html").read_text()
@@ -575,6 +590,8 @@ def test_what_a_curator_warns_of_is_noted_also_when_it_was_found_again(here):
         ({"curators": []}, "curators: must hold 1 or more values"),
         ({"curators": [{"kind": "trunkate", "radius": 1.0}]}, "curators[0].kind: must be one of"),
         ({"curators": [{"kind": "trunkate", "radius": 1.0}]}, "did you mean 'truncate'?"),
+        ({"curators": [{"kind": "prune", "score": "gaussian", "fraction": 0.5}]},
+         "curators[0].keep: is missing; it has no default; give one of high, low, middle, interval, stratified"),
         ({"curators": [{"kind": "truncate", "radius": -1.0}]}, "curators[0].radius: must be > 0; got -1.0"),
         ({"curators": [{"kind": "balance", "by": "class", "fraction": 1.5}]}, "curators[0].fraction: must be <= 1; got 1.5"),
         ({"curators": [{"kind": "balance", "by": "class", "fraction": 0.0}]}, "curators[0].fraction: must be > 0; got 0.0"),
