@@ -110,7 +110,7 @@ def _spread(source: Source) -> tuple[list[Point], list[Fault]]:
     sweep = _build(Sweep, tree["sweep"], ("sweep",), faults)
     axes = _axes(sweep, faults) if sweep else None
     if axes is None:  # check the rest of the file all the same; a sweep may hold what it lacks
-        faults += [fault for fault in _examined(tree | {"sweep": {}})[1] if fault.text != MISSING]
+        faults += [fault for fault in _examined(tree | {"sweep": {}})[1] if not fault.text.startswith(MISSING)]
         return [], faults
     points, rows, trees = [], [], []
     for settings in itertools.product(*axes):
@@ -305,9 +305,16 @@ def _build(cls: Any, options: Any, path: Path_, faults: list[Fault], also: tuple
     failed = {fault.path[len(path)] for fault in faults[before:] if len(fault.path) > len(path)}
     meant = {name for key in options if key not in hints for name in registry.nearest(key, list(hints))}
     required = _required(cls) - set(options)
-    faults += [Fault((*path, name), MISSING) for name in sorted(required - meant)]
+    faults += [Fault((*path, name), _missing(hints.get(name))) for name in sorted(required - meant)]
     made = None if required else _made(cls, {k: v for k, v in ready.items() if k not in failed}, path, failed, faults)
     return made if len(faults) == before else None
+
+
+def _missing(hint: Any) -> str:
+    """What to say of a field that is needed: the values that it may have, where its type names them."""
+    hint = _plain(hint)
+    named = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    return f"{MISSING}; give one of {', '.join(map(str, named))}" if named else MISSING
 
 
 def _made(cls: Any, options: dict[str, Any], path: Path_, failed: set[Any], faults: list[Fault]) -> Any:

@@ -73,7 +73,8 @@ class Place:
     """What headers tell of the images of a place.
 
     labels (N,) or None; names of the classes, if they have any; stamp(): changes when the images do; read(index): the rows of
-    an ascending index, in pieces (n, C, H, W); latents (N, C, h, w): the memory map of images that are not decoded.
+    an ascending index, in pieces (n, C, H, W); latents (N, C, h, w): the memory map of images that are not decoded; files: that
+    of each image in a folder or a ZIP, relative to it, else none.
     """
 
     asked: Asked
@@ -84,6 +85,7 @@ class Place:
     stamp: Callable[[], Any]
     read: Callable[[Ints], Iterator[Piece]]
     latents: Any = None
+    files: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -140,10 +142,10 @@ def locate(asked: Asked, seen: Any) -> Place:
         kind = "digits"
     elif kind in (".pkl", ".pt", ".pth"):
         raise asked.fault(f"is refused: pickle files are refused, for they can run code; give one of {FORMS}")
-    elif kind not in READERS:
-        raise asked.fault(f"is none of the forms that are read; give one of {FORMS}")
     elif kind != "hf" and not path.exists():
         raise asked.fault(f"is not there; give one of {FORMS}")
+    elif kind not in READERS:
+        raise asked.fault(f"is none of the forms that are read; give one of {FORMS}")
     for field, kinds in USES.items():
         if getattr(asked, field) and asked.field == "path" and kind not in kinds:
             raise ValueError(f"{field} is of use with {' and '.join(kinds)} alone, and path is {asked.where}; remove it")
@@ -377,7 +379,7 @@ def _folder(asked: Asked) -> Place:
         listing = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
         return os.path.realpath(root), hashlib.sha256(listing.encode()).hexdigest()
 
-    return _pictures(asked, len(names), labels, classes, stamp, pictures)
+    return replace(_pictures(asked, len(names), labels, classes, stamp, pictures), files=tuple(names))
 
 
 def _zipped(asked: Asked) -> Place:
@@ -393,7 +395,8 @@ def _zipped(asked: Asked) -> Place:
             for i in index:
                 yield f"{path}:{names[i]}", partial(_unzipped, file, names[i])
 
-    return _pictures(asked, len(names), labels, (), lambda: _stamps([path]), pictures)
+    place = _pictures(asked, len(names), labels, (), lambda: _stamps([path]), pictures)
+    return replace(place, files=tuple(names))
 
 
 def _unzipped(file: zipfile.ZipFile, name: str) -> IO[bytes]:

@@ -154,6 +154,15 @@ class Images:
         """Images; labels, where there are any."""
         return frozenset({"images"}) | (frozenset({"labels"}) if self.n_classes is not None else frozenset())
 
+    @property
+    def row_paths(self) -> tuple[str, ...] | None:
+        """The file of each row, relative to its folder or inside its ZIP, with /; None if rows have none of their own."""
+        parts = self._plan().parts
+        if not all(place.files for place, _ in parts):
+            return None
+        found = (place.files[i] for place, index in parts for i in index)
+        return tuple(os.fsencode(name).decode(errors="replace") for name in found)  # a name may be no text
+
     def replicated(self, replicates: int, rng: Generator) -> ImageSet:
         """The images, in a training order drawn from rng; they are decoded here, if they have not been before.
 

@@ -624,6 +624,24 @@ def test_a_sweep_without_an_axis_is_an_error(write, empty):
         points_of(write(text), f"sweep={empty}")
 
 
+PRUNED = "{kind: curated, algorithm: kde, curators: [{kind: prune, score: gaussian}]}"
+
+
+def test_what_is_missing_is_said_with_its_values_where_they_are_known(write):
+    with pytest.raises(ConfigError) as caught:
+        points_of(write(edited(NO_SWEEP)[0]), f"algorithm={PRUNED}")
+    assert [fault.text for fault in caught.value.faults] == [
+        "is missing; it has no default",
+        "is missing; it has no default; give one of high, low, middle, interval, stratified",
+    ]
+
+
+def test_what_a_broken_sweep_may_hold_is_not_said_to_be_missing(write):
+    with pytest.raises(ConfigError) as caught:
+        points_of(write(edited(NO_SWEEP)[0]), f"algorithm={PRUNED}", "sweep={grid: {algorithm.curators.0.keep: 1}}")
+    assert [fault.path for fault in caught.value.faults] == [("sweep", "grid", "algorithm.curators.0.keep")]
+
+
 def test_a_tracker_is_switched_off_by_false_and_not_by_nothing(write):
     def tracked(*overrides: str) -> list[str]:
         return list(points_of(write(BASE), *overrides)[0].experiment.track)

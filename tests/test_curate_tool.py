@@ -419,6 +419,21 @@ def test_points_of_the_plane_are_curated_and_drawn(drawn):
     np.testing.assert_array_equal(made.columns["reason"], np.where(made.columns["kept"], "", "truncate"))
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"keep": "low", "within": "class"}, "Each class is cut by itself."),
+        ({"keep": "low", "within": "cluster", "clusters": {"k": 3}}, "Each cluster is cut by itself."),
+        ({"keep": "low"}, "The cut is at "),
+        ({"keep": "stratified"}, "There is no single cut."),
+    ],
+)
+def test_the_chart_of_scores_says_where_the_cut_is(drawn, options, says):
+    prune = {"kind": "prune", "score": "gaussian", "fraction": 0.5, **options}
+    curate(PLANE | {"curators": [prune]}, "--out", "results")
+    assert says in Path("results/report.html").read_text()
+
+
 def test_the_course_of_class_weights_is_drawn(drawn):
     curate(PLANE | {"curators": [{"kind": "half:Course"}]}, "--out", "results")
     page = Path("results/report.html").read_text()
@@ -469,6 +484,22 @@ def test_a_curation_that_was_stopped_goes_on_to_the_same_bytes(here, how):
     assert not Path("cut/work").exists()
 
 
+@pytest.mark.parametrize("how", ["stop", "fail"])
+def test_what_saved_nothing_does_not_speak_of_finished_work(here, how):
+    Path(how).touch()
+    said = curate(TWO, "--out", "results", "--save-every", "0", code=130 if how == "stop" else 2)
+    assert "finished work" not in said
+    assert ("stopped; nothing was saved yet" if how == "stop" else "the score is not finite; remove the file") in said
+
+
+def test_a_step_that_was_saved_before_is_spoken_of_and_that_of_another_curation_is_not(here):
+    bad = TWO | {"curators": [TWO["curators"][0], {"kind": "balance", "clusters": {"k": 80}}]}
+    for _ in range(2):
+        assert "finished work is in results" in curate(bad, "--out", "results", "--save-every", "0", code=2)
+    Path("fail").touch()
+    assert "finished work" not in curate(TWO, "seed=1", "--out", "results", "--save-every", "0", code=2)
+
+
 def test_a_curator_can_be_corrected_and_what_was_done_before_it_stays(here):
     bad = TWO | {"curators": [TWO["curators"][0], {"kind": "balance", "clusters": {"k": 80}}]}
     said = curate(bad, "--out", "results", "--save-every", "0", code=2)
@@ -502,6 +533,7 @@ def test_what_is_finished_is_not_done_again_and_not_overwritten(here):
     assert Path("calls").read_text() == "0 1 "
     said = curate(TWO, "seed=1", "--out", "results", code=2)
     assert "holds another curation, see its config.yaml; name another folder with --out" in said
+    assert "finished work" not in said
 
 
 def test_other_data_under_the_same_name_are_noticed(here):
@@ -515,7 +547,9 @@ def test_other_data_under_the_same_name_are_noticed(here):
 def test_a_folder_of_something_else_or_in_use_is_left_alone(here):
     Path("results").mkdir()
     Path("results/thesis.txt").touch()
-    assert "holds thesis.txt and is no folder of a curation" in curate(PLANE, "--out", "results", code=2)
+    said = curate(PLANE, "--out", "results", code=2)
+    assert "holds thesis.txt and is no folder of a curation" in said
+    assert "finished work" not in said
     Path("busy").mkdir()
     with FileLock("busy/lock"):
         assert "is in use by another process" in curate(PLANE, "--out", "busy", code=2)
@@ -556,6 +590,8 @@ def test_what_a_curator_warns_of_is_noted_also_when_it_was_found_again(here):
         ({"curators": []}, "curators: must hold 1 or more values"),
         ({"curators": [{"kind": "trunkate", "radius": 1.0}]}, "curators[0].kind: must be one of"),
         ({"curators": [{"kind": "trunkate", "radius": 1.0}]}, "did you mean 'truncate'?"),
+        ({"curators": [{"kind": "prune", "score": "gaussian", "fraction": 0.5}]},
+         "curators[0].keep: is missing; it has no default; give one of high, low, middle, interval, stratified"),
         ({"curators": [{"kind": "truncate", "radius": -1.0}]}, "curators[0].radius: must be > 0; got -1.0"),
         ({"curators": [{"kind": "balance", "by": "class", "fraction": 1.5}]}, "curators[0].fraction: must be <= 1; got 1.5"),
         ({"curators": [{"kind": "balance", "by": "class", "fraction": 0.0}]}, "curators[0].fraction: must be > 0; got 0.0"),
@@ -606,6 +642,40 @@ def test_rows_are_in_the_order_of_the_files_and_all_there(here):
     np.testing.assert_array_equal(made.columns["hash"], hashes)
 
 
+def folders(root, names, rows=3):
+    """Pictures in a folder for each class."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for row in range(rows):
+            Image.fromarray(rng.integers(256, size=(4, 4), dtype=np.uint8)).save(root / name / f"{row}.png")
+
+
+def test_the_file_names_the_picture_of_each_row_so_that_a_trainer_finds_it_in_any_order(here):
+    """Twelve folders that are numbers: another order here than by text, as torchvision's ImageFolder has it."""
+    folders(Path("photos"), [str(c) for c in range(12)])
+    curate({"data": {"kind": "images", "path": "photos"}, "curators": [{"kind": "half:Half"}]}, "--out", "results")
+    made = Subset.of("results/subset.parquet")
+    assert str(pq.read_schema("results/subset.parquet").field("path").type) == "string"
+    assert made.columns["path"].tolist() == [f"{c}/{row}.png" for c in range(12) for row in range(3)]
+    assert "path" not in made.selection.table
+    pixels = np.stack([np.asarray(Image.open(Path("photos") / name)) for name in made.columns["path"]])
+    _, hashes = digest(Measure.uniform(pixels[:, None], batch=0))
+    np.testing.assert_array_equal(made.columns["hash"], hashes)
+    names = sorted(made.columns["path"])
+    assert names != made.columns["path"].tolist()
+
+
+def test_files_that_were_renamed_are_noticed(here):
+    folders(Path("photos"), ["cat", "dog"])
+    tree = {"data": {"kind": "images", "path": "photos"}, "curators": [{"kind": "half:Half"}]}
+    curate(tree, "--out", "results")
+    assert "finished before" in curate(tree, "--out", "results")
+    Path("photos/dog/2.png").rename("photos/dog/3.png")
+    said = curate(tree, "--out", "results", code=2)
+    assert "results was made when the files of its rows had other names than now; name another folder with --out" in said
+
+
 def test_without_jinja2_the_remedy_is_named(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     said = curate(PLANE, "--out", "results", code=2)
@@ -633,6 +703,12 @@ def test_a_file_that_changed_is_noticed_by_what_is_finished_and_by_what_goes_on(
     assert "first was made when files that curators[0] reads held something else; name another folder with --out" in said
     curate(tree, "--out", "second")
     assert not np.array_equal(*(Subset.of(f"{name}/subset.parquet").index for name in ("first", "second")))
+
+
+def test_a_file_of_features_that_is_not_there_is_a_fault_of_the_line_that_names_it(here):
+    said = curate({"data": {"kind": "images", "path": "digits"}, "curators": [NEAREST]}, code=2)
+    assert re.search(r"curation\.yaml:\d+: curators\[0\]\.features\.path: x\.npy is not there; give a \.npy of float32", said)
+    assert not Path("curated").exists()
 
 
 def test_features_of_a_network_are_kept_inside_principal_components_too(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -523,6 +524,18 @@ def test_a_file_of_other_rows_or_of_no_sound_features_is_refused(values: Any, me
         embedded(FileEmbedding(path=str(tmp_path / "x.npy")), data)
 
 
+def test_a_file_that_is_not_there_is_refused_when_it_is_named_and_when_it_went(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    said = re.escape(f"path {path} is not there; give a .npy of float32 or float16 (n, d)")
+    with pytest.raises(ValueError, match=said):
+        FileEmbedding(path=str(path))
+    np.save(path, cloud(20, 3))
+    file = FileEmbedding(path=str(path))
+    path.unlink()
+    with pytest.raises(ValueError, match=said):
+        embedded(file, Measure.uniform(cloud(20, 2)))
+
+
 def test_whose_features_a_file_holds_must_be_said_of_points_in_memory(tmp_path: Path) -> None:
     """Replicates of a loop are arrays in orders of their own, each as long as the file: nothing else tells them apart."""
     np.save(tmp_path / "x.npy", cloud(20, 3))
@@ -536,9 +549,9 @@ def test_a_file_of_a_whole_data_set_gives_shuffled_and_pruned_images_their_own_r
     """Features are the number of the image: what comes back is the place of each, in whatever order it is read."""
     source = Images(path="digits").replicated(1, np.random.default_rng(0))
     shuffled = source.take(0, 1000, np.random.default_rng(1))
+    np.save(tmp_path / "x.npy", np.arange(1797, dtype=np.float32)[:, None])
     place, file = shuffled.points.index, FileEmbedding(path=str(tmp_path / "x.npy"))
     assert not np.array_equal(place, np.sort(place))
-    np.save(tmp_path / "x.npy", np.arange(1797, dtype=np.float32)[:, None])
     whole = Measure.uniform(Rows(shuffled.points.parts, np.arange(1797)), batch=0)
     for note in (None, {"sha256": fingerprint(whole)}):
         if note is not None:

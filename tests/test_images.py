@@ -245,6 +245,33 @@ def test_folders_that_are_numbers_are_in_the_order_of_numbers(tmp_path):
     assert_array_equal(found.labels, [0, 0, 1, 1, 2, 2, 3, 3])
 
 
+@pytest.mark.parametrize("form", ["folder", "zip", "unpacked zip"])
+def test_the_path_of_a_row_leads_to_its_pixels(tmp_path, form):
+    """Of all rows, and of chosen classes in another order."""
+    given = FORMS[form](tmp_path, pixels(), LABELS)
+    for source in (Images(**given), Images(**given, classes=[2, 0], per_class=3)):
+        points, paths = source.replicated(1, rng()).points, source.row_paths
+        assert len(paths) == len(points)
+        root = zipfile.Path(given["path"]) if form == "zip" else Path(given["path"])
+        for point, path in zip(points, paths, strict=True):
+            with (root / path).open("rb") as file:
+                assert_array_equal(np.asarray(Image.open(file)), point[0])
+
+
+def test_rows_that_are_no_files_have_no_paths(tmp_path):
+    for given in (as_npz(tmp_path, pixels(), LABELS), as_npy(tmp_path, pixels(), LABELS), {"path": "digits"}):
+        assert Images(**given).row_paths is None
+
+
+def test_a_name_that_is_no_text_has_a_path_all_the_same(tmp_path):
+    try:
+        (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(png(pixels()[0]))
+    except OSError:
+        pytest.skip("this file system takes text alone")
+    picture(pixels()[1]).save(tmp_path / "a.png")
+    assert Images(path=str(tmp_path), held_out=0.5).row_paths == ("a.png", "\ufffd.png")
+
+
 def test_padding_puts_the_image_in_the_middle_and_makes_it_square(tmp_path):
     x = pixels(3)[:, :, :, :5]
     found = Images(**as_npz(tmp_path, x, LABELS), pad=10, background=7).replicated(1, rng())
@@ -508,7 +535,7 @@ def two_columns(folder):
 # fmt: off
 REFUSED = {
     "missing path": (lambda t: {"path": str(t / "no.npz")}, r"path .*no\.npz is not there; give one of digits, a folder, FILE"),
-    "missing folder": (lambda t: {"path": str(t / "no")}, "is none of the forms that are read; give one of"),
+    "missing folder": (lambda t: {"path": str(t / "no")}, "no is not there; give one of digits, a folder"),
     "unknown form": (lambda t: file(t, "x.csv"), r"x\.csv is none of the forms that are read"),
     "pkl": (lambda t: file(t, "x.pkl", pickle.dumps([1])), "pickle files are refused"),
     "pt": (lambda t: file(t, "x.pt"), "pickle files are refused"),

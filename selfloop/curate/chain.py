@@ -28,12 +28,13 @@ REASON, WEIGHT = "reason", "weight"
 
 @dataclass(frozen=True)
 class Step:
-    """What one curator decided: about the rows (m,) of the data that it was shown, in how many seconds."""
+    """What one curator decided about the rows (m,) of the data that it was shown, in how many seconds; within: what groups."""
 
     name: str
     rows: Ints
     selection: Selection
     seconds: float
+    within: str = "data"
 
 
 def steps(
@@ -62,7 +63,7 @@ def steps(
         else:
             chosen, seconds = _unpacked(found)
         present = _present(chosen, data.batch)
-        yield Step(kind_of(curator), rows, chosen, seconds)
+        yield Step(kind_of(curator), rows, chosen, seconds, str(getattr(curator, "within", "data")))
         seen, rows = present.apply(seen), rows[present.index]
 
 

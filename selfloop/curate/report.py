@@ -231,7 +231,8 @@ def _scores(title: str, step: chain.Step) -> Chart:
         axes.set(xlabel="score", ylabel="rows")
         axes.legend()
 
-    where = f"The cut is at {' and '.join(f'{cut:.4g}' for cut in cuts)} (dashed)." if cuts else "There is no single cut."
+    none = f"Each {step.within} is cut by itself." if step.within in ("class", "cluster") else "There is no single cut."
+    where = f"The cut is at {' and '.join(f'{cut:.4g}' for cut in cuts)} (dashed)." if cuts else none
     return Chart(title, _drawn(draw), where)
 
 

@@ -10,6 +10,7 @@
     distance  float   to the centre of its cluster
     reason    text    why it was dropped, "" where it stays
     hash      uint64  first 8 bytes of BLAKE2b of the bytes of the point, by which a row is known wherever it stands
+    path      text    of data of folders and ZIPs alone: its file, relative to the folder or inside the ZIP, with /
 
 Other columns of the curators follow. The metadata hold `selfloop.sha256`, of the shape, the points and the labels of the data;
 `selfloop.config`, the curation as JSON; `selfloop.version`. Equal decisions are equal bytes.
@@ -19,7 +20,7 @@ Source: RFC 7693 (BLAKE2).
 import hashlib
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,6 +51,8 @@ COLUMNS: dict[str, type[Any]] = {
     "hash": np.uint64,
 }
 """Columns that are always there, and their types."""
+PATH = "path"
+"""The column of the files of the rows, where they have some."""
 META = "selfloop."
 
 
@@ -85,16 +88,21 @@ class Subset:
     @property
     def selection(self) -> Selection:
         """Of the data in the order of the file."""
-        table = {name: column for name, column in self.columns.items() if name not in ("id", "kept", "weight", "hash")}
+        table = {name: column for name, column in self.columns.items() if name not in ("id", "kept", "weight", "hash", PATH)}
         return Selection(self.index, self.columns["weight"][self.index], table)
 
     @classmethod
     def made(
-        cls, data: Measure, selection: Selection, config: Any, known: tuple[str, NDArray[np.uint64]] | None = None
+        cls,
+        data: Measure,
+        selection: Selection,
+        config: Any,
+        known: tuple[str, NDArray[np.uint64]] | None = None,
+        paths: Sequence[str] | None = None,
     ) -> "Subset":
-        """Of the selection of one data set; its labels are the column `class` where the selection has none; known: its digest.
+        """Of the selection of one data set; its labels are the column `class` where the selection has none.
 
-        Raises ValueError for a batch of data sets.
+        known: the digest of the data; paths (n,): the files of its rows. Raises ValueError for a batch of data sets.
         """
         if data.batch:
             raise ValueError(f"a subset file is of one data set, got a batch {data.batch}; take one of its members")
@@ -107,7 +115,8 @@ class Subset:
             table["class"] = np.where(named < 0, data.labels, named)
         given = table | {"id": np.arange(data.n), "kept": weight > 0, "weight": weight, "hash": hashes}
         columns = {name: given.get(name, _unknown(data.n, kind)).astype(kind) for name, kind in COLUMNS.items()}
-        return cls(columns | {name: table[name] for name in sorted(table) if name not in COLUMNS}, sha256, config)
+        columns |= {} if paths is None else {PATH: np.array(paths, dtype=np.str_)}
+        return cls(columns | {name: table[name] for name in sorted(table) if name not in columns}, sha256, config)
 
     @classmethod
     def of(cls, path: Path | str, sha256: str | None = None) -> "Subset":
@@ -155,7 +164,8 @@ class Subset:
     def dataset(self, whole: Any) -> Any:
         """torch.utils.data.Subset of the rows that stay, of any data set with rows in the order of the file.
 
-        Raises ValueError if it has another length.
+        Only the length is checked, and ValueError raised if it is another: rows of a data set in another order are not noticed.
+        Compare the column `path` with its files first, where there is one.
         """
         from torch.utils.data import Subset as Part
 

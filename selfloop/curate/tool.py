@@ -37,7 +37,7 @@ from selfloop.check import check_curators, check_rows, parts
 from selfloop.component import Count, component
 from selfloop.config import describe, loaded
 from selfloop.curate import chain
-from selfloop.curate.subset import FILE, Subset, digest
+from selfloop.curate.subset import FILE, PATH, Subset, digest
 from selfloop.data import SourceFactory
 from selfloop.embed.store import stamp
 from selfloop.measure import READ, Measure, Rows
@@ -54,7 +54,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class CurateError(Exception):
-    """What was asked for cannot be done; the message says why and what to do. Finished work was kept."""
+    """What was asked for cannot be done; the message says why and what to do."""
 
 
 @component
@@ -130,6 +130,14 @@ class Curating:
     every: float = 2.0
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    @property
+    def saved(self) -> bool:
+        """Whether the steps of this curation, or one under way, have saved work in the folder that is not finished."""
+        work = FolderWork(self.folder / WORK)
+        folders = [work.at(f"{part} {name}").folder for part in ("selection", "curator") for name in self.names]
+        return any(path.is_file() for folder in folders for path in folder.rglob("*"))
 
     def __call__(self) -> Subset:
         """The subset, which is in the folder then, with its report.
@@ -144,13 +152,15 @@ class Curating:
                 data = self.curation.measure()
                 known = digest(data)
                 names = self._names(known[0])
+                paths = getattr(self.curation.data, "row_paths", None)
             self.seconds["data"] = time.monotonic() - began
             if before is not None:
-                return self._again(before, known[0], names)
+                return self._again(before, known[0], names, paths)
             self._check_rows(data.n)
             self._write(CONFIG, self._config)
+            self.names = tuple(names)
             taken = self._steps(data, names)
-            made = Subset.made(data, chain.composed(taken, data), self.curation.resolved, known)
+            made = Subset.made(data, chain.composed(taken, data), self.curation.resolved, known, paths)
             subset = dataclasses.replace(made, steps=tuple(names))
             subset.write(self.folder / FILE)
             began = time.monotonic()
@@ -185,7 +195,7 @@ class Curating:
                 raise ValueError(f"{self.folder} holds another curation, see its {CONFIG}; name another folder with --out")
             return Subset.of(self.folder / FILE)
 
-    def _again(self, before: Subset, sha256: str, names: Sequence[str]) -> Subset:
+    def _again(self, before: Subset, sha256: str, names: Sequence[str], paths: Sequence[str] | None) -> Subset:
         if before.sha256 != sha256:
             raise CurateError(
                 f"{self.folder} was made of other data, with SHA-256 {before.sha256}, and these have {sha256}; name another "
@@ -195,6 +205,10 @@ class Curating:
             raise CurateError(
                 f"{self.folder} was made when files that curators[{changed[0]}] reads held something else; name another folder "
                 "with --out"
+            )
+        if paths is not None and PATH in before.columns and not np.array_equal(before.columns[PATH], paths):
+            raise CurateError(
+                f"{self.folder} was made when the files of its rows had other names than now; name another folder with --out"
             )
         self.notes.append("this was finished before; nothing was done")
         self.seconds = json.loads((self.folder / TIMINGS).read_text())
@@ -327,9 +341,11 @@ def main(
         began = time.monotonic()
         subset = run()
     except CurateError as error:
-        _fail(f"{error}\nfinished work is in {run.folder}; with the cause removed, the same command continues")
+        kept = f"\nfinished work is in {run.folder}; with the cause removed, the same command continues" if run.saved else ""
+        _fail(f"{error}{kept}")
     except KeyboardInterrupt:
-        _fail(f"stopped; finished work is in {run.folder}, the same command continues", code=130)
+        kept = f"finished work is in {run.folder}, the same command continues" if run.saved else "nothing was saved yet"
+        _fail(f"stopped; {kept}", code=130)
     _show(run, subset, time.monotonic() - began)
 
 

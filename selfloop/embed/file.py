@@ -23,12 +23,15 @@ class FileEmbedding:
     path: of the file ($VARIABLE is replaced). Images of a data set are found at their places in its files, however they were
     shuffled or pruned. If NAME.json lies beside NAME.npy, its `sha256` must be that of the points, or of the whole data set
     (`selfloop.embed.fingerprint`); points that are an array in memory need it. Files of Python objects are refused: reading
-    them can run code.
+    them can run code. Raises ValueError if no file is there.
     """
 
     path: str
 
     learns: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        _check_there(Path(expanded("path", self.path)))
 
     def stamp(self) -> str:
         """SHA-256 of the file."""
@@ -94,7 +97,13 @@ def _sizes(points: Rows) -> Ints:
     return np.array([part.shape[0] for part in points.parts])
 
 
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"path {path} is not there; give a .npy of float32 or float16 (n, d)")
+
+
 def _mapped(path: Path) -> Any:
+    _check_there(path)
     try:
         found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
