@@ -68,7 +68,7 @@ def _of_rows(index: Any) -> Any:
     if isinstance(index, slice) or (isinstance(index, list) and not index):
         return index
     given = None if index is None or index is ... or isinstance(index, tuple) else np.asarray(index)
-    if given is not None and (given.dtype.kind in "iu" and given.ndim < 2 or given.dtype.kind == "b" and given.ndim == 1):
+    if given is not None and ((given.dtype.kind in "iu" and given.ndim < 2) or (given.dtype.kind == "b" and given.ndim == 1)):
         return given
     raise TypeError(
         f"rows that are read when asked for take an int, a slice, or a vector of row numbers or booleans; got {index!r}; read "

@@ -44,8 +44,21 @@ SPARE = 8
 Shrinkage = Literal["none", "ledoit_wolf", "oas"] | Annotated[float, Strict(), Gt(0), Lt(1)]
 
 
+class ByClass:
+    """What looks at each class by itself if its field `per_class` is true."""
+
+    per_class: Switch
+
+    instead: ClassVar[str] = "set per_class: false"
+
+    @property
+    def needs_real(self) -> frozenset[str]:
+        """Labels, if each class is looked at by itself."""
+        return frozenset({"labels"}) if self.per_class else frozenset()
+
+
 @component
-class GaussianScore:
+class GaussianScore(ByClass):
     """`gaussian`: the log density of a Gaussian that is fitted to the rows, or to those of each class.
 
     features: of what, the points themselves by default; per_class: a Gaussian a class; shrinkage: of the covariance toward the
@@ -90,7 +103,7 @@ class GaussianScore:
 
 
 @component
-class PpcaScore:
+class PpcaScore(ByClass):
     """`ppca`: the log density of probabilistic principal components of the rows, or of those of each class.
 
     features: of what, the points themselves by default; components: q; explained: or the least q that has this share of the
@@ -128,7 +141,7 @@ class PpcaScore:
 
 
 @component
-class KnnScore:
+class KnnScore(ByClass):
     """`knn`: the distance to the k-th nearest other row; 0 for a row with k copies.
 
     k: which; features: of what, the points themselves by default; per_class: among the rows of the same class. cells: rows are
