@@ -5,8 +5,9 @@
     knn        |z - z_(k)|, z_(k) the k-th nearest other row                                    high where sparse
 
 m and S are those of all rows, or of the rows of one class, under the weights of the data. S divides by n in `gaussian`, by
-n - 1 in `ppca`. With n <= d rows and no shrinkage every row has the same Mahalanobis distance, the ranking is rounding, and
-there is a warning; the density is then that on the directions in which the features vary.
+n - 1 in `ppca`. With n <= d rows and no shrinkage every row has the same Mahalanobis distance and the ranking is rounding:
+there is a warning, and in `gaussian` an error if it is so in every class; the density is that on the directions in which the
+features vary.
 
 Shrinkage:  S <- (1 - a) S + a (tr S / d) I, a given, or that of Ledoit & Wolf,
     a = min(1, (sum_i w_i |z_i - m|^4 - |S|^2) / (n (|S|^2 - (tr S)^2 / d))),  or the oracle-approximating one of Chen et al.
@@ -74,11 +75,20 @@ class GaussianScore(ByClass):
     def __call__(self, data: Measure, rng: Generator, work: Work | None = None) -> Array:
         """The log density (n,), in nats.
 
-        Raises ValueError if a Gaussian a class is asked of data without labels, and for a class of one row.
+        Raises ValueError if a Gaussian a class is asked of data without labels, for a class of one row, and
+        without shrinkage if no class has more rows than there are features.
         """
         x, out = embedded(self.features, data, work), np.empty(data.n)
         flat: list[tuple[str, int, int]] = []
-        for name, rows in classes(data, self.per_class, "gaussian", 2):
+        groups, d = classes(data, self.per_class, "gaussian", 2), x.shape[1]
+        if self.shrinkage == "none" and all(len(rows) <= d for _, rows in groups):
+            name, most = max(((name, len(rows)) for name, rows in groups), key=lambda one: one[1])
+            who = f"{name} has {most} rows" + (", and no class more," if groups[1:] else "")
+            raise ValueError(
+                f"{who} in {d} dimensions: without shrinkage all rows of a Gaussian have one Mahalanobis distance, and their "
+                "ranking is rounding; set shrinkage: oas, or features: {kind: pca}"
+            )
+        for name, rows in groups:
             with one_thread():
                 gathered = _gathered(x, rows, data.weights)
                 law = gathered.likeliest()
@@ -86,7 +96,7 @@ class GaussianScore(ByClass):
                 values, vectors = covariance.eigh(covariance.toward_sphere(law.cov, intensity))
                 out[rows], rank = _log_density(x, rows, law.mean, values, vectors)
             flat += [(name, len(rows), rank)] if rank < len(values) else []
-        _warn(flat, x.shape[1], "set shrinkage: oas")
+        _warn(flat, d, "set shrinkage: oas")
         return out
 
     def _intensity(self, x: Any, rows: Ints, weights: Array, law: Gaussian, n: float) -> Any:
