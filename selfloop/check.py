@@ -129,7 +129,8 @@ def _check_images(experiment: Experiment) -> Iterator[Fault]:
 def check_curators(real: Any, curators: Iterable[tuple[Any, Path_]]) -> Iterator[Fault]:
     """Curators, and what is in them, that do not fit the data; of a stranger's class that is not known.
 
-    A class variable `takes` says what data it takes, points, images or both; points if nothing is said.
+    A class variable `takes` says what data it takes, points, images or both; points if nothing is said. `needs_real` says what
+    of `GIVES` it cannot do without as it is set, and `instead` what else could be set.
     """
     gives: frozenset[str] = getattr(real, "gives", frozenset())
     d = getattr(real, "d", None)
@@ -142,8 +143,8 @@ def check_curators(real: Any, curators: Iterable[tuple[Any, Path_]]) -> Iterator
                 data = f"the real data ({kind_of(real)}) is {'images' if what == 'images' else 'vectors'}"
                 yield Fault(place, f"{kind_of(thing)} {fault}, and {data}; remove it")
             for need in sorted(getattr(thing, "needs_real", frozenset()) - gives) if not isinstance(thing, Algorithm) else ():
-                text = f"needs real data with {GIVES[need]}, and {kind_of(real)} has none; use another source, or curator"
-                yield Fault(place, text)
+                text = f"needs real data with {GIVES[need]}, and {kind_of(real)} has none; use another source, or"
+                yield Fault(place, f"{text} {getattr(thing, 'instead', 'curator')}")
         judged = getattr(curator, "d", d)
         if d is not None and judged != d:
             text = f"judges points of dimension {judged}, and the real data ({kind_of(real)}) has dimension {d}"
@@ -179,7 +180,7 @@ def _check_labels(experiment: Experiment) -> Iterator[Fault]:
         for thing, place in parts(curator, path) if shown and _lacks(experiment.algorithm, frozenset({"labels"})) else ():
             if "labels" in getattr(thing, "needs_real", frozenset()) and not isinstance(thing, Algorithm):
                 text = f"needs class labels, and samples of {kind_of(experiment.algorithm)} have none"
-                yield Fault(place, f"{text}; use another algorithm, or another curator")
+                yield Fault(place, f"{text}; use another algorithm, or {getattr(thing, 'instead', 'another curator')}")
 
 
 def _check_trackers(experiment: Experiment) -> Iterator[Fault]:

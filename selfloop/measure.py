@@ -26,7 +26,8 @@ class Rows:
     """Rows picked from several sources in order, without copying them: `Rows(parts, index)[i]` reads row index[i].
 
     parts: arrays or memory maps of shape (n_k, *event) that share event and dtype; index: (n,) into their
-    concatenation. Reading a slice or an index array gathers only those rows. Unbatched data only.
+    concatenation. Reading a slice, or an array of row numbers or of n booleans, gathers only those rows; np.asarray all of
+    them. Unbatched data only. Raises TypeError for any other index: axes of the event are not looked into.
     """
 
     parts: tuple[Any, ...]
@@ -47,7 +48,7 @@ class Rows:
         return dtype
 
     def __getitem__(self, index: Any, /) -> Any:
-        rows = np.asarray(self.index[index])
+        rows = np.asarray(self.index[_of_rows(index)])
         starts = np.cumsum([0] + [part.shape[0] for part in self.parts])
         if rows.ndim == 0:
             part = int(np.searchsorted(starts, rows, side="right")) - 1
@@ -60,6 +61,19 @@ class Rows:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)
+
+
+def _of_rows(index: Any) -> Any:
+    """An index of rows alone: an int, a slice, or a vector of ints or booleans. Raises TypeError for any other."""
+    if isinstance(index, slice) or (isinstance(index, list) and not index):
+        return index
+    given = None if index is None or index is ... or isinstance(index, tuple) else np.asarray(index)
+    if given is not None and ((given.dtype.kind in "iu" and given.ndim < 2) or (given.dtype.kind == "b" and given.ndim == 1)):
+        return given
+    raise TypeError(
+        f"rows that are read when asked for take an int, a slice, or a vector of row numbers or booleans; got {index!r}; read "
+        "them first, all by np.asarray(points) or blocks of them by points[start:stop]"
+    )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from selfloop import registry
 from selfloop.algorithms.gaussian import GaussianFit
 from selfloop.config import describe, fit_key, load, resolved
+from selfloop.curate import tool
 from selfloop.reading import ConfigError, dotted, read
 from selfloop.schema import json_schema
 
@@ -338,6 +339,25 @@ PAIRS = {
         "algorithm {kind: curated, algorithm: kde, curators: "
         "[{kind: prune, score: {kind: knn, k: 30}, fraction: 0.5, keep: low}]}",
     ),
+    "curation within classes of a law": (
+        "algorithm.curators[0]",
+        "needs real data with class labels, and gaussian has none; use another source, or set within: data, or cluster",
+        "generations 1",
+        "algorithm {kind: curated, algorithm: kde, curators: [{kind: k_center, fraction: 0.5, within: class}]}",
+    ),
+    "curation by a score of each class of a law": (
+        "algorithm.curators[0].score",
+        "needs real data with class labels, and gaussian has none; use another source, or set per_class: false",
+        "generations 1",
+        "algorithm {kind: curated, algorithm: kde, curators: [{kind: prune, score: {kind: ppca}, fraction: 0.5, keep: low}]}",
+    ),
+    "curation within classes of samples": (
+        "mix.curators[0]",
+        "needs class labels, and samples of kde have none; use another algorithm, or set within: data, or cluster",
+        "real {kind: two_classes, shares: [0.5, 0.5]}",
+        "algorithm kde",
+        "mix {n_real: 50, curators: [{kind: prune, score: random, fraction: 0.5, keep: low, within: class}]}",
+    ),
     "rows of a fixed design": (
         "mix.n_synthetic",
         "must be n_real = 50",
@@ -378,6 +398,52 @@ def test_a_pair_that_does_not_fit_is_refused_before_anything_runs(write, case):
     line = list(SIMPLE).index(path.split(".")[0]) + 1
     assert found.startswith(f"{file}:{line}: {path}: ")
     assert fragment in found
+
+
+CURATION = """data: {kind: gaussian, mean: [0], cov: [[1]]}
+n: 50
+curators:
+  - kind: dedup
+    clusters: {k: 1}
+    epsilon: 0.1
+    survivor: first
+    order: high
+    score:
+      kind: moderate
+  - kind: prune
+    fraction: 0.5
+    keep: low
+    within: class
+    score: {kind: knn, per_class: true}
+"""
+
+
+def test_all_that_a_curation_wants_of_classes_is_refused_at_once_where_there_are_none(tmp_path):
+    file = tmp_path / "curation.yaml"
+    file.write_text(CURATION)
+    with pytest.raises(ConfigError) as caught:
+        tool.load(read(file))
+    places = (
+        (9, "[0].score", "per_class: false"),
+        (11, "[1]", "within: data, or cluster"),
+        (15, "[1].score", "per_class: false"),
+    )
+    lacks = "needs real data with class labels, and gaussian has none; use another source, or set"
+    assert str(caught.value).splitlines() == [f"{file}:{line}: curators{path}: {lacks} {to}" for line, path, to in places]
+    for changes in (
+        ["data={kind: two_classes, shares: [0.5, 0.5]}"],
+        ["curators.0.score.per_class=false", "curators.1.score.per_class=false", "curators.1.within=data"],
+    ):
+        assert tool.load(read(file, changes))
+
+
+def test_classes_of_labelled_data_may_be_curated_where_no_samples_are(write):
+    curated = (
+        "{kind: curated, algorithm: kde, curators: [{kind: prune, score: gaussian, fraction: 0.5, keep: low, within: class}]}"
+    )
+    sections = {"real": "{kind: two_classes, shares: [0.5, 0.5]}", "algorithm": curated}
+    assert load(read(write(simple(generations="1", **sections))))
+    assert len(complaints(write(simple(**sections)))) == 2  # of generation 2 on
 
 
 CURATED = "{kind: curated, algorithm: kde, curators: [{kind: inverse_frequency, clusters: {k: K}}]}"

@@ -25,6 +25,7 @@ from figures import digits_pruning, digits_skewed, pruning_2d, pruning_digits, r
 from selfloop import theory
 from selfloop.config import load
 from selfloop.curate import tool
+from selfloop.curate.subset import Subset
 from selfloop.diffusion.sample import Sampler
 from selfloop.experiment import Experiment, Sweep
 from selfloop.madness import NORMALISATIONS, Madness
@@ -178,6 +179,24 @@ def test_what_a_page_says_to_do_can_be_done_from_top_to_bottom(page, here, monke
                 check(words, monkeypatch)
         else:
             assert language == "text"
+
+
+def test_the_curator_and_the_score_of_ones_own_keep_the_upper_half_of_a_data_set(here):
+    for language, text in blocks(ROOT / "docs/extend.md"):
+        name = title(text, {"python": "py", "yaml": "yaml"}.get(language, "none"))
+        if name:
+            Path(name).write_text(text)
+    importlib.invalidate_caches()
+    for name, column in (("upper", "x"), ("bright", "score")):
+        done = CliRunner().invoke(tool.app, [f"{name}.yaml"])
+        assert done.exit_code == 0, done.output
+        found, data = Subset.of(f"curated/{name}/subset.parquet").columns, tool.load(read(Path(f"{name}.yaml"))).measure()
+        points, kept = np.asarray(data.points), found["kept"]
+        np.testing.assert_allclose(found[column], points[:, 0] if column == "x" else points.mean(axis=1))
+        groups = [np.full(data.n, True)] if column == "x" else [data.labels == label for label in range(10)]
+        for group in groups:
+            assert abs(2 * kept[group].sum() - group.sum()) < 2
+            assert found[column][group & kept].min() >= found[column][group & ~kept].max()
 
 
 @by_name

@@ -102,16 +102,29 @@ def test_shrinkage_is_that_of_the_gaussian_fit(shrinkage: Any) -> None:
     np.testing.assert_allclose(found, multivariate_normal(law.mean, law.cov).logpdf(x), rtol=1e-9)
 
 
-def test_with_as_few_rows_as_dimensions_all_are_alike_and_it_warns() -> None:
+def test_in_a_class_of_as_few_rows_as_dimensions_all_are_alike_and_it_warns() -> None:
     """Mahalanobis distances under the pseudo-inverse are n - 1."""
-    x = cloud(10, 12)
-    with pytest.warns(UserWarning, match=r"the data has 10 rows in 12 dimensions: .* set shrinkage: oas, or features"):
-        found = scores(GaussianScore(per_class=False), x)
+    x = np.concatenate([cloud(10, 12), cloud(40, 12, 2)])
+    with pytest.warns(UserWarning, match=r"class 0 has 10 rows in 12 dimensions: .* set shrinkage: oas, or features"):
+        found = scores(GaussianScore(), x, np.repeat([0, 1], [10, 40]))[:10]
     assert np.ptp(found) < 1e-8 * np.abs(found).max()
-    values = np.linalg.eigvalsh(np.cov(x.T.astype(float), bias=True))[-9:]
+    values = np.linalg.eigvalsh(np.cov(x[:10].T.astype(float), bias=True))[-9:]
     np.testing.assert_allclose(found, -0.5 * (9 + np.log(2 * np.pi * values).sum()), rtol=1e-8)
     with pytest.warns(UserWarning, match=r"class 1 has 9 rows in 12 dimensions \(and 1 more classes are alike\)"):
-        scores(GaussianScore(), np.concatenate([x, cloud(9, 12, 1), cloud(40, 12, 2)]), np.repeat([0, 1, 2], [10, 9, 40]))
+        scores(GaussianScore(), np.concatenate([x[:10], cloud(9, 12, 1), x[10:]]), np.repeat([0, 1, 2], [10, 9, 40]))
+
+
+def test_classes_that_all_have_as_few_rows_as_dimensions_are_refused_unless_shrunk() -> None:
+    x, labels = cloud(22, 12), np.repeat([4, 7], [12, 10])
+    remedy = r"ranking is rounding; set shrinkage: oas, or features: \{kind: pca\}"
+    with pytest.raises(ValueError, match=rf"class 4 has 12 rows, and no class more, in 12 dimensions: .*{remedy}"):
+        scores(GaussianScore(), x, labels)
+    with pytest.raises(ValueError, match=rf"the data has 12 rows in 12 dimensions: .*{remedy}"):
+        scores(GaussianScore(per_class=False), x[:12])
+    assert np.ptp(scores(GaussianScore(shrinkage="oas"), x, labels)) > 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.ptp(scores(GaussianScore(per_class=False), cloud(14, 12))) > 1e-3
 
 
 def test_a_direction_without_variance_is_left_out_and_it_warns() -> None:

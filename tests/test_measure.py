@@ -79,6 +79,34 @@ def test_rows_read_through_a_memory_map_without_copying_it(tmp_path):
     assert (kept.event, kept.n, kept.points.dtype) == ((2, 2), 3, np.uint8)
 
 
+ROWS = Rows((np.arange(12.0).reshape(4, 3), np.arange(12.0, 18.0).reshape(2, 3)), np.array([5, 0, 3, 4]))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [2, -1, np.int64(1), slice(1, None, 2), [], [3, 0], np.array([1, 1]), np.array([], dtype=int), np.arange(4) > 1],
+    ids=repr,
+)
+def test_rows_are_indexed_as_an_array_of_them_is(index):
+    np.testing.assert_array_equal(ROWS[index], np.asarray(ROWS)[index])
+
+
+@pytest.mark.parametrize(
+    "index",
+    [(..., 0), (slice(None), 0), (0,), ..., None, True, 1.0, np.array([0.0]), np.array([[0, 1]]), np.ones((4, 3), bool)],
+    ids=repr,
+)
+def test_an_index_that_looks_into_rows_is_refused(index):
+    """Read as rows, [..., 0] would be row 0 and not column 0."""
+    with pytest.raises(TypeError, match=r"read them first, all by np.asarray\(points\) or blocks"):
+        ROWS[index]
+
+
+def test_a_mask_of_another_length_is_refused():
+    with pytest.raises(IndexError, match="boolean"):
+        ROWS[np.ones(5, dtype=bool)]
+
+
 def test_rows_of_parts_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="share one event shape"):
         Rows((np.zeros((2, 3)), np.zeros((2, 4))), np.arange(4))

@@ -5,8 +5,9 @@
     knn        |z - z_(k)|, z_(k) the k-th nearest other row                                    high where sparse
 
 m and S are those of all rows, or of the rows of one class, under the weights of the data. S divides by n in `gaussian`, by
-n - 1 in `ppca`. With n <= d rows and no shrinkage every row has the same Mahalanobis distance, the ranking is rounding, and
-there is a warning; the density is then that on the directions in which the features vary.
+n - 1 in `ppca`. With n <= d + 1 rows and no shrinkage every row has the same Mahalanobis distance and the ranking is rounding:
+there is a warning, and in `gaussian` an error if it is so in every class; the density is that on the directions in which the
+features vary.
 
 Shrinkage:  S <- (1 - a) S + a (tr S / d) I, a given, or that of Ledoit & Wolf,
     a = min(1, (sum_i w_i |z_i - m|^4 - |S|^2) / (n (|S|^2 - (tr S)^2 / d))),  or the oracle-approximating one of Chen et al.
@@ -44,8 +45,21 @@ SPARE = 8
 Shrinkage = Literal["none", "ledoit_wolf", "oas"] | Annotated[float, Strict(), Gt(0), Lt(1)]
 
 
+class ByClass:
+    """What looks at each class by itself if its field `per_class` is true."""
+
+    per_class: Switch
+
+    instead: ClassVar[str] = "set per_class: false"
+
+    @property
+    def needs_real(self) -> frozenset[str]:
+        """Labels, if each class is looked at by itself."""
+        return frozenset({"labels"}) if self.per_class else frozenset()
+
+
 @component
-class GaussianScore:
+class GaussianScore(ByClass):
     """`gaussian`: the log density of a Gaussian that is fitted to the rows, or to those of each class.
 
     features: of what, the points themselves by default; per_class: a Gaussian a class; shrinkage: of the covariance toward the
@@ -61,19 +75,29 @@ class GaussianScore:
     def __call__(self, data: Measure, rng: Generator, work: Work | None = None) -> Array:
         """The log density (n,), in nats.
 
-        Raises ValueError if a Gaussian a class is asked of data without labels, and for a class of one row.
+        Raises ValueError if a Gaussian a class is asked of data without labels, for a class of one row, and
+        without shrinkage if no class has more rows than d + 1.
         """
         x, out = embedded(self.features, data, work), np.empty(data.n)
         flat: list[tuple[str, int, int]] = []
-        for name, rows in classes(data, self.per_class, "gaussian", 2):
+        groups, d = classes(data, self.per_class, "gaussian", 2), x.shape[1]
+        if self.shrinkage == "none" and all(len(rows) <= d + 1 for _, rows in groups):
+            name, most = max(((name, len(rows)) for name, rows in groups), key=lambda one: one[1])
+            who = f"{name} has {most} rows" + (", and no class more," if groups[1:] else "")
+            raise ValueError(
+                f"{who} in {d} dimensions: without shrinkage all rows of a Gaussian have one Mahalanobis distance, and their "
+                "ranking is rounding; set shrinkage: oas, or features: {kind: pca}"
+            )
+        for name, rows in groups:
             with one_thread():
                 gathered = _gathered(x, rows, data.weights)
                 law = gathered.likeliest()
                 intensity = self._intensity(x, rows, data.weights, law, gathered.n)
                 values, vectors = covariance.eigh(covariance.toward_sphere(law.cov, intensity))
                 out[rows], rank = _log_density(x, rows, law.mean, values, vectors)
-            flat += [(name, len(rows), rank)] if rank < len(values) else []
-        _warn(flat, x.shape[1], "set shrinkage: oas")
+            alike = self.shrinkage == "none" and len(rows) <= d + 1
+            flat += [(name, len(rows), rank)] if alike or rank < d else []
+        _warn(flat, d, "set shrinkage: oas")
         return out
 
     def _intensity(self, x: Any, rows: Ints, weights: Array, law: Gaussian, n: float) -> Any:
@@ -90,7 +114,7 @@ class GaussianScore:
 
 
 @component
-class PpcaScore:
+class PpcaScore(ByClass):
     """`ppca`: the log density of probabilistic principal components of the rows, or of those of each class.
 
     features: of what, the points themselves by default; components: q; explained: or the least q that has this share of the
@@ -128,7 +152,7 @@ class PpcaScore:
 
 
 @component
-class KnnScore:
+class KnnScore(ByClass):
     """`knn`: the distance to the k-th nearest other row; 0 for a row with k copies.
 
     k: which; features: of what, the points themselves by default; per_class: among the rows of the same class. cells: rows are
@@ -227,7 +251,7 @@ def _warn(flat: list[tuple[str, int, int]], d: int, remedy: str) -> None:
         return
     name, n, rank = min(flat, key=lambda one: one[1])
     many = f" (and {len(flat) - 1} more classes are alike)" if flat[1:] else ""
-    if n <= d:
+    if n <= d + 1:
         why = f"{name} has {n} rows in {d} dimensions{many}: without shrinkage all its rows have one Mahalanobis distance"
         text = f"{why}, and their ranking is rounding"
     else:

@@ -16,7 +16,7 @@ from numpy.random import Generator
 
 from selfloop.component import Count, Switch, component
 from selfloop.curate.cluster import Clusters, needs_faiss
-from selfloop.curate.density import classes
+from selfloop.curate.density import ByClass, classes
 from selfloop.embed import Embedding, PixelEmbedding, blocks, embedded
 from selfloop.measure import Array, Measure
 from selfloop.protocols import Work
@@ -68,7 +68,7 @@ class PrototypeScore:
 
 
 @component
-class ModerateScore:
+class ModerateScore(ByClass):
     """`moderate`: the distance to the median of the row's class, in units of the features.
 
     features: of what, the points themselves by default; per_class: a median a class, or one of all rows.

@@ -45,6 +45,12 @@ class WithinGroups(OneByOne):
     clusters: Clusters | None = None
 
     takes: ClassVar[frozenset[str]] = frozenset({"points", "images"})
+    instead: ClassVar[str] = "set within: data, or cluster"
+
+    @property
+    def needs_real(self) -> frozenset[str]:
+        """Labels, within classes."""
+        return frozenset({"labels"}) if self.within == "class" else frozenset()
 
     def __post_init__(self) -> None:
         if (self.within == "cluster") != (self.clusters is not None):

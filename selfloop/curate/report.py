@@ -229,7 +229,7 @@ def _scores(title: str, step: chain.Step) -> Chart:
         for cut in cuts:
             axes.axvline(cut, color="black", linewidth=1, linestyle=(0, (4, 2.5)))
         axes.set(xlabel="score", ylabel="rows")
-        axes.legend()
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
     none = f"Each {step.within} is cut by itself." if step.within in ("class", "cluster") else "There is no single cut."
     where = f"The cut is at {' and '.join(f'{cut:.4g}' for cut in cuts)} (dashed)." if cuts else none
