@@ -25,7 +25,7 @@
     class_tv         total variation of these shares to the real ones, or to a target            -
     class_entropy    their entropy                                                               nats
     class_accuracy   share of held-out images whose class the classifier names                   -
-    fd_class.c       fd of the images named c to the real ones of class c; NaN for fewer than 2  squared, of the features
+    fd_class.c       fd of per_class images named c to the real ones; NaN for fewer than 2       squared, of the features
     fd_class_floor.c fd of held-out images of class c to these                                   squared, of the features
     fd_class_mean    mean of fd_class.c over the classes that have one                           squared, of the features
     fd_class_worst   the largest of them                                                         squared, of the features
