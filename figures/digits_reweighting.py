@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullLocator
 
 from figures.averages import configuration, only, read
 from figures.style import COLOURS, MARKERS, WIDTH, note
@@ -111,16 +111,17 @@ def draw(results: Path) -> Figure:
         xlabel="digit", ylabel="FD of the class  (squared unit)", title="(a) Class by class", xticks=range(CLASSES)
     )
     panels[0, 1].set(xlabel="digit", ylabel="weight, mean of the rounds", title="(b) Class weights", xticks=range(CLASSES))
-    panels[1, 0].set(xlabel="round", ylabel="weight", title="(c) Course of the weights after pruning, one training")
+    panels[1, 0].set(xlabel="round", ylabel="weight", title="(c) Their course")
     panels[1, 1].set(xlabel="curation and training  (s)", ylabel="FD  (squared unit)", title="(d) What it costs")
     panels[0, 0].legend(loc="upper right")
-    panels[1, 1].legend(loc="upper right")
+    panels[1, 1].legend(loc="lower left", borderaxespad=0)
     n, runs = settings["track"]["image_quality"]["n"], table["replicate"].nunique()
     effective = np.mean([fit["weights"]["effective"][-1] for fit in weighed if fit["curators"] == AFTER])
     note(
         figure,
         f"Points: mean of {runs} trainings ± 1 standard error; {n:,} samples each. (a), (b) The longest training. (c) "
-        f"Effective\nclasses at the end: {effective:.1f}. (d) Seconds of curators, and of training at the rate of all fits.",
+        f"One training,\nweights after pruning; {effective:.1f} effective classes at the end. (d) Seconds of curators, and of "
+        "training at the rate of all fits.",
     )
     return figure
 
@@ -140,6 +141,10 @@ def _seconds(axes: Axes, table: pd.DataFrame, fits: list[dict[str, Any]], names:
         look: Mapping[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 3.5}
         axes.errorbar(rate * budgets + spent[name], means, errors, linewidth=1, label=name, **look)
     axes.set(xscale="log", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
+    for axis, ticks in ((axes.xaxis, (20, 50, 100, 200, 500)), (axes.yaxis, (1, 2, 5, 10, 20, 50))):
+        low, high = axis.get_view_interval()
+        shown = [tick for tick in ticks if low <= tick <= high]
+        axis.set_ticks(shown, [str(tick) for tick in shown])
+        axis.set_minor_locator(NullLocator())
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / (high / low) ** 0.7, high)

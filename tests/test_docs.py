@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from figures import digits_pruning, digits_skewed, pruning_2d, pruning_digits, ratios
+from figures import digits_reweighting as reweighting
 from selfloop import theory
 from selfloop.config import load
 from selfloop.curate import tool
@@ -387,6 +388,27 @@ def test_the_numbers_of_pruning_ratios_are_those_kept(section, figure):
     table = kept_table(figure.__name__.removeprefix("figures."))
     expected = [ratios.along(table, figure.METRIC, method).mean[1:] for method in table[ratios.CURATORS].unique()]
     np.testing.assert_allclose(written(section, 4), expected, atol=6e-4)
+
+
+def test_the_numbers_of_class_weights_are_those_kept():
+    """FD and the mean over classes of every choice of rows; FD of each class and its weights."""
+    table, section = kept_table("digits_reweighting"), "Class weights at a tenth of the digits"
+    fits = reweighting.beside(ROOT / "figures" / "data" / "digits_reweighting")[reweighting.BESIDE]
+    budgets, classes = (0.016, 0.032, 0.064), range(reweighting.CLASSES)
+    names = [reweighting.ALL, reweighting.BEFORE, "a tenth at random", reweighting.AFTER, reweighting.FIRST]
+
+    def mean(metric, name, budget=0.064):
+        return curves(table, metric, {reweighting.CURATORS: name, reweighting.BUDGET: budget}).mean()
+
+    def weights(name):
+        found = [fit["weights"]["mean"] for fit in fits if (fit["curators"], fit["budget"]) == (name, 0.064)]
+        return len(classes) * np.mean(found, axis=0)
+
+    of_class = np.array([[mean(f"fd_class.{c}", name) for c in classes] for name in names])
+    first = [[*(mean("fd", n, b) for b in budgets), mean("precision", n), mean("recall", n)] for n in names]
+    second = np.stack([*of_class[[0, 1, 3, 4]], weights(reweighting.AFTER), weights(reweighting.FIRST)], axis=1)
+    expected = np.concatenate([np.column_stack([first, of_class.mean(axis=1)]), second])
+    np.testing.assert_allclose(written(section, 6), expected, atol=6e-3)
 
 
 def test_the_numbers_of_skewed_digits_are_those_kept():
