@@ -24,10 +24,8 @@ from selfloop import ranks
 from selfloop.component import component
 from selfloop.curate import chain
 from selfloop.curate.subset import FILE, Subset
-from selfloop.measure import Array, Data, Measure, Selection, finite
+from selfloop.measure import Array, Data, Measure, finite
 from selfloop.protocols import Algorithm, Curator, Model, Tunable, Work
-
-TIMINGS = "timings.json"
 
 
 @component
@@ -95,14 +93,16 @@ class Curated:
         curate_rng, fit_rng = rng.spawn(2)
         taken = list(chain.steps(self.curators, data, curate_rng, work))
         selection = chain.composed(taken, data)
-        if work is not None and work.shelf is not None and not data.batch:
-            self._shelve(work, data, selection, taken)
+        shelf = work.shelf if work is not None and not data.batch and ranks.rank() == 0 else None
+        if shelf is not None:
+            shelf.mkdir(parents=True, exist_ok=True)
+            Subset.made(data, selection, {"curators": [step.name for step in taken]}).write(shelf / FILE)
         kept, began = selection.apply(data), time.monotonic()
         model = self._spending(kept, data).fit(kept, fit_rng, work and work.at("fit"))
-        if work is not None and work.shelf is not None and not data.batch and ranks.rank() == 0:
+        if shelf is not None:
             seconds = {f"{number} {step.name}": round(step.seconds, 3) for number, step in enumerate(taken)}
             seconds["fit"] = round(time.monotonic() - began, 3)
-            (work.shelf / TIMINGS).write_text(json.dumps(seconds, indent=2))
+            (shelf / chain.TIMINGS).write_text(json.dumps(seconds, indent=2))
         return model
 
     def restore(self, state: Mapping[str, Array]) -> Model:
@@ -127,11 +127,3 @@ class Curated:
         share = float(np.mean((np.sum(kept.weights > 0, axis=-1) / np.sum(data.weights > 0, axis=-1))[sound]))
         spent = self._inner.budget * max(share, 1 / self._inner.steps(self._inner.budget))
         return dataclasses.replace(self._inner, budget=spent)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _shelve(work: Work, data: Measure, selection: Selection, taken: Sequence[chain.Step]) -> None:
-        if ranks.rank() > 0 or work.shelf is None:
-            return
-        work.shelf.mkdir(parents=True, exist_ok=True)
-        subset = Subset.made(data, selection, {"curators": [step.name for step in taken]})
-        subset.write(work.shelf / FILE)

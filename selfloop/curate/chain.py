@@ -24,6 +24,8 @@ from selfloop.protocols import Curator, Work
 from selfloop.registry import kind_of
 
 REASON, WEIGHT = "reason", "weight"
+TIMINGS = "timings.json"
+"""Where the seconds of the steps are written, beside the selection."""
 
 
 @dataclass(frozen=True)

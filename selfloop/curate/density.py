@@ -81,7 +81,8 @@ class GaussianScore(ByClass):
         x, out = embedded(self.features, data, work), np.empty(data.n)
         flat: list[tuple[str, int, int]] = []
         groups, d = classes(data, self.per_class, "gaussian", 2), x.shape[1]
-        if self.shrinkage == "none" and all(len(rows) <= d + 1 for _, rows in groups):
+        alike = {name for name, rows in groups if self.shrinkage == "none" and len(rows) <= d + 1}
+        if len(alike) == len(groups):
             name, most = max(((name, len(rows)) for name, rows in groups), key=lambda one: one[1])
             who = f"{name} has {most} rows" + (", and no class more," if groups[1:] else "")
             raise ValueError(
@@ -95,8 +96,7 @@ class GaussianScore(ByClass):
                 intensity = self._intensity(x, rows, data.weights, law, gathered.n)
                 values, vectors = covariance.eigh(covariance.toward_sphere(law.cov, intensity))
                 out[rows], rank = _log_density(x, rows, law.mean, values, vectors)
-            alike = self.shrinkage == "none" and len(rows) <= d + 1
-            flat += [(name, len(rows), rank)] if alike or rank < d else []
+            flat += [(name, len(rows), rank)] if name in alike or rank < d else []
         _warn(flat, d, "set shrinkage: oas")
         return out
 

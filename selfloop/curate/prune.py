@@ -40,11 +40,10 @@ class Prune(WithinGroups):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.fraction + self.drop > 1 + 1e-9:
-            left, more = (
-                f"drop: {self.drop:g} leaves {1 - self.drop:.3g} of the rows",
-                f"fraction: {self.fraction:g} keeps more",
+            raise ValueError(
+                f"drop: {self.drop:g} leaves {1 - self.drop:.3g} of the rows, and "
+                f"fraction: {self.fraction:g} keeps more; lower one of them"
             )
-            raise ValueError(f"{left}, and {more}; lower one of them")
 
     def select(self, data: Measure, rng: Generator, work: Work | None = None) -> Selection:
         """The rows of one data set that stay; table: score, and cluster and distance if there are clusters.

@@ -48,7 +48,7 @@ from selfloop.work import FolderWork, replaced
 
 LINE_SECONDS = 5.0
 """How often a line is written of a step under way."""
-CONFIG, REPORT, TIMINGS, WORK, SHELF = "config.yaml", "report.html", "timings.json", "work", "curators"
+CONFIG, REPORT, WORK, SHELF = "config.yaml", "report.html", "work", "curators"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -70,6 +70,11 @@ class Curation:
     seed: Annotated[int, Strict(), Ge(0)] = 0
     n: Count | None = None
     name: Annotated[str, Field(pattern=r"^[\w][\w .-]*$|^$")] = ""
+
+    @property
+    def placed(self) -> list[tuple[Curator, tuple[str, int]]]:
+        """The curators, each with its place in the file."""
+        return [(one, ("curators", k)) for k, one in enumerate(self.curators)]
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def load(source: Source) -> Curation:
 
 
 def _faults(curation: Curation) -> Iterator[Fault]:
-    yield from check_curators(curation.data, [(one, ("curators", k)) for k, one in enumerate(curation.curators)])
+    yield from check_curators(curation.data, curation.placed)
     rows, kind = getattr(curation.data, "rows", None), kind_of(curation.data)
     if rows is None and curation.n is None:
         yield Fault(("n",), f"is missing: {kind} is a law, of which any number of rows can be drawn; say how many")
@@ -151,23 +156,22 @@ class Curating:
             with self._explained("data"):
                 data = self.curation.measure()
                 known = digest(data)
-                names = self._names(known[0])
+                self.names = self._names(known[0])
                 paths = getattr(self.curation.data, "row_paths", None)
             self.seconds["data"] = time.monotonic() - began
             if before is not None:
-                return self._again(before, known[0], names, paths)
+                return self._again(before, known[0], paths)
             self._check_rows(data.n)
             self._write(CONFIG, self._config)
-            self.names = tuple(names)
-            taken = self._steps(data, names)
+            taken = self._steps(data)
             made = Subset.made(data, chain.composed(taken, data), self.curation.resolved, known, paths)
-            subset = dataclasses.replace(made, steps=tuple(names))
+            subset = dataclasses.replace(made, steps=self.names)
             subset.write(self.folder / FILE)
             began = time.monotonic()
             with self._explained("report"):
-                self._report(subset, taken, data, names)
+                self._report(subset, taken, data)
             self.seconds["report"] = time.monotonic() - began
-            self._write(TIMINGS, json.dumps({name: round(s, 3) for name, s in self.seconds.items()}, indent=2))
+            self._write(chain.TIMINGS, json.dumps({name: round(s, 3) for name, s in self.seconds.items()}, indent=2))
             shutil.rmtree(self.folder / WORK, ignore_errors=True)
             return subset
 
@@ -185,23 +189,23 @@ class Curating:
     def _finished(self) -> Subset | None:
         """What the folder holds of this curation, finished. Raises CurateError if it holds anything else."""
         there = {path.name for path in self.folder.iterdir()} - {"lock", WORK, SHELF}
-        strange = sorted(name for name in there - {CONFIG, FILE, REPORT, TIMINGS} if not name.endswith(".tmp"))
+        strange = sorted(name for name in there - {CONFIG, FILE, REPORT, chain.TIMINGS} if not name.endswith(".tmp"))
         if strange:
             raise CurateError(f"{self.folder} holds {strange[0]} and is no folder of a curation; name another with --out")
-        if TIMINGS not in there:
+        if chain.TIMINGS not in there:
             return None
         with self._explained("the folder"):
             if (self.folder / CONFIG).read_text(encoding="utf-8") != self._config:
                 raise ValueError(f"{self.folder} holds another curation, see its {CONFIG}; name another folder with --out")
             return Subset.of(self.folder / FILE)
 
-    def _again(self, before: Subset, sha256: str, names: Sequence[str], paths: Sequence[str] | None) -> Subset:
+    def _again(self, before: Subset, sha256: str, paths: Sequence[str] | None) -> Subset:
         if before.sha256 != sha256:
             raise CurateError(
                 f"{self.folder} was made of other data, with SHA-256 {before.sha256}, and these have {sha256}; name another "
                 "folder with --out"
             )
-        if changed := [number for number, (old, new) in enumerate(zip(before.steps, names, strict=False)) if old != new]:
+        if changed := [number for number, (old, new) in enumerate(zip(before.steps, self.names, strict=False)) if old != new]:
             raise CurateError(
                 f"{self.folder} was made when files that curators[{changed[0]}] reads held something else; name another folder "
                 "with --out"
@@ -211,21 +215,21 @@ class Curating:
                 f"{self.folder} was made when the files of its rows had other names than now; name another folder with --out"
             )
         self.notes.append("this was finished before; nothing was done")
-        self.seconds = json.loads((self.folder / TIMINGS).read_text())
+        self.seconds = json.loads((self.folder / chain.TIMINGS).read_text())
         return before
 
     def _check_rows(self, n: int) -> None:
-        faults = list(check_rows([(one, ("curators", k)) for k, one in enumerate(self.curation.curators)], n))
+        faults = list(check_rows(self.curation.placed, n))
         if faults:
             raise CurateError("\n".join(f"{dotted(fault.path)}: {fault.text}" for fault in faults))
 
-    def _steps(self, data: Measure, names: Sequence[str]) -> list[chain.Step]:
+    def _steps(self, data: Measure) -> list[chain.Step]:
         curators = [kept_features(one, self.cache) if self.cache else one for one in self.curation.curators]
         work = FolderWork(self.folder / WORK, self.every, Told(), self.folder / SHELF)
         rng = np.random.default_rng(np.random.SeedSequence(self.curation.seed, spawn_key=(1,)))
         taken: list[chain.Step] = []
-        steps = chain.steps(curators, data, rng, work, names)
-        for number, (curator, name) in enumerate(zip(self.curation.curators, names, strict=True)):
+        steps = chain.steps(curators, data, rng, work, self.names)
+        for number, (curator, name) in enumerate(zip(self.curation.curators, self.names, strict=True)):
             where = f"curators[{number}] ({kind_of(curator)})"
             with self._explained(where), warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -234,14 +238,14 @@ class Curating:
             self.seconds[f"{number} {kind_of(curator)}"] = taken[-1].seconds
         return taken
 
-    def _names(self, sha256: str) -> list[str]:
+    def _names(self, sha256: str) -> tuple[str, ...]:
         """A name for each step, by all that it depends on: what is in the files that it reads, too."""
         made, names = hashlib.sha256(f"{sha256} {self.curation.seed}".encode()), []
         for number, curator in enumerate(self.curation.curators):
             made.update(json.dumps(describe(curator), sort_keys=True).encode())
             made.update("".join(stamp(part) for part, _ in parts(curator, ())).encode())
             names.append(f"{number}-{made.hexdigest()[:12]}")
-        return names
+        return tuple(names)
 
     def _note(self, where: str, told: list[str], work: FolderWork) -> None:
         """Keep what a step warned of, as the step itself is kept."""
@@ -250,7 +254,7 @@ class Curating:
             work.save(text=np.array(told))
         self.notes += [f"{where}: {text}" for text in told or ([] if before is None else before["text"].tolist())]
 
-    def _report(self, subset: Subset, taken: Sequence[chain.Step], data: Measure, names: Sequence[str]) -> None:
+    def _report(self, subset: Subset, taken: Sequence[chain.Step], data: Measure) -> None:
         from selfloop.curate.dro import TRAJECTORY
         from selfloop.curate.report import page
 
@@ -259,7 +263,7 @@ class Curating:
             said = say(data.subset(step.rows), step.selection) if say is not None else {}
             self.notes += [f"{step.name}: {name} {value:.4g}" for name, value in said.items()]
         shelf = FolderWork(self.folder / WORK, shelf=self.folder / SHELF)
-        found = [(shelf.at(f"curator {name}").shelf or self.folder) / TRAJECTORY for name in names]
+        found = [(shelf.at(f"curator {name}").shelf or self.folder) / TRAJECTORY for name in self.names]
         courses = [json.loads(path.read_bytes()) if path.exists() else None for path in found]
         self._write(REPORT, page(self.curation.name, subset, taken, data, self.seconds, self.notes, courses))
 
@@ -301,8 +305,8 @@ def kept_features(thing: Any, folder: Path) -> Any:
     from selfloop.embed.cached import CachedEmbedding
 
     if isinstance(thing, tuple):
-        parts = tuple(kept_features(one, folder) for one in thing)
-        return thing if all(new is old for new, old in zip(parts, thing, strict=True)) else parts
+        several = tuple(kept_features(one, folder) for one in thing)
+        return thing if all(new is old for new, old in zip(several, thing, strict=True)) else several
     if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
         return thing
     if isinstance(thing, Embedding) and not isinstance(getattr(thing, "features", None), Embedding):
